@@ -1,0 +1,179 @@
+"""Device, precision, compile, threads, memory, ranks: each chosen once, printed with its reason."""
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+
+from slm.errors import UserError
+from slm.schema import Device as DeviceSpec
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt's parameters, from glibc's malloc.h
+
+
+@dataclass
+class Machine:
+    """Where a run trains. reasons: one line for each choice that was made for the user."""
+    device: torch.device
+    precision: str                 # fp32 | bf16 | fp16
+    compile: bool
+    rank: int = 0
+    world: int = 1
+    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def type(self) -> str:
+        return self.device.type
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager:
+        """Mixed precision for a forward pass; a no-op in fp32."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        return torch.autocast(self.type, dtype=dtype, enabled=dtype is not None)
+
+    def name(self) -> str:
+        """The hardware's own name, as in 'NVIDIA H200' or 'AMD EPYC 7B13'."""
+        if self.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return cpu_name() if self.type == "cpu" else self.type
+
+    def peak_memory_bytes(self) -> int:
+        """Allocator peak on CUDA; the process's peak resident set elsewhere."""
+        if self.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        import resource
+        scale = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as f:
+            names = [line.split(":")[1].strip() for line in f if line.startswith("model name")]
+        return f"{names[0]} ({os.cpu_count()} threads)"
+    except (OSError, IndexError):
+        import platform
+        return platform.processor() or platform.machine()
+
+
+def setup(spec: DeviceSpec) -> Machine:
+    """Choose and prepare the machine. Raises UserError for what is not there."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    reasons: list[str] = []
+    device = choose_device(spec.name, reasons)
+    machine = Machine(device, choose_precision(spec.precision, device, reasons),
+                      choose_compile(spec.compile, device, reasons), rank, world, reasons)
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    if device.type == "cuda":
+        setup_cuda(spec, device, reasons)
+    elif spec.memory_fraction:
+        raise UserError(f"device.memory_fraction = {spec.memory_fraction}: reserves GPU memory, "
+                        f"but the device is {device.type}")
+    if device.type == "cpu":
+        why = "device.threads" if spec.threads else "OMP_NUM_THREADS" \
+            if "OMP_NUM_THREADS" in os.environ else "torch's choice"
+        reasons.append(f"threads {torch.get_num_threads()} ({why})")
+        if spec.malloc and tune_malloc():
+            reasons.append("malloc keeps freed memory (1.3x at a 50k vocabulary; "
+                           "--device.malloc=false for less memory)")
+    if spec.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if world > 1:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        reasons.append(f"{world} processes under torchrun, each with 1/{world} of the batch")
+    return machine
+
+
+def choose_device(name: str, reasons: list[str]) -> torch.device:
+    mps = getattr(torch.backends, "mps", None) and torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        why = {"cuda": "a GPU is here", "mps": "Apple GPU", "cpu": "no GPU found"}[name]
+        reasons.append(f"device {name} ({why})")
+    else:
+        reasons.append(f"device {name} (device.name)")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
+        raise UserError(f"device.name = {name!r}: should be auto, cpu, cuda, cuda:<i> or mps")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device.name = {name!r}: torch sees no CUDA GPU here; use auto or cpu")
+    if kind == "mps" and not mps:
+        raise UserError(f"device.name = {name!r}: torch sees no Apple GPU here; use auto or cpu")
+    if kind == "cuda":
+        index = int(index or os.environ.get("LOCAL_RANK", 0))
+        if index >= torch.cuda.device_count():
+            raise UserError(f"device.name = {name!r}: GPU {index} asked for, but torch sees "
+                            f"{torch.cuda.device_count()} (0 to {torch.cuda.device_count() - 1})")
+        return torch.device("cuda", index)
+    return torch.device(kind)
+
+
+def choose_precision(asked: str, device: torch.device, reasons: list[str]) -> str:
+    """auto: bf16 on a GPU that computes in it, fp16 on older GPUs, fp32 elsewhere (bf16 on a CPU
+    without AMX or AVX512-BF16 is emulated: 15 times slower than fp32, measured)."""
+    if asked == "auto":
+        if device.type == "cuda":
+            # is_bf16_supported counts emulation as support; compute capability 8.0 is the hardware
+            native = torch.cuda.get_device_capability(device) >= (8, 0)
+            precision = "bf16" if native else "fp16"
+            why = "the GPU computes in it" if native else "an older GPU, with a GradScaler"
+        else:
+            precision, why = "fp32", "no mixed precision that pays on this device"
+        reasons.append(f"precision {precision} ({why})")
+        return precision
+    if asked == "fp16" and device.type != "cuda":
+        raise UserError(f"device.precision = fp16: needs a CUDA GPU, the device is {device.type}; "
+                        "use auto")
+    slow = asked == "bf16" and device.type == "cpu" and not cpu_computes_bf16()
+    reasons.append(f"precision {asked} (device.precision)"
+                   + (": emulated on this CPU, about 15 times slower than fp32" if slow else ""))
+    return asked
+
+
+def cpu_computes_bf16() -> bool:
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+def choose_compile(asked: str | bool, device: torch.device, reasons: list[str]) -> bool:
+    if asked != "auto":
+        reasons.append(f"compile {'on' if asked else 'off'} (device.compile)")
+        return bool(asked)
+    on = device.type == "cuda"
+    reasons.append("compile on (CUDA)" if on else "compile off (it wins nothing on this device)")
+    return on
+
+
+def setup_cuda(spec: DeviceSpec, device: torch.device, reasons: list[str]) -> None:
+    """GPU memory reservation and matmul settings; must precede the first allocation."""
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):  # torch >= 2.9, and before
+        os.environ.setdefault(name, "expandable_segments:True")  # against fragmentation
+    torch.cuda.set_device(device)
+    torch.backends.cuda.matmul.allow_tf32 = True  # fp32 matmuls outside autocast, if any
+    torch.backends.cudnn.allow_tf32 = True
+    if spec.memory_fraction:
+        torch.cuda.set_per_process_memory_fraction(spec.memory_fraction, device)
+        total = torch.cuda.get_device_properties(device).total_memory
+        reasons.append(f"GPU memory limited to {spec.memory_fraction * total / 2**30:.1f} GiB "
+                       "(device.memory_fraction)")
+
+
+def tune_malloc() -> bool:
+    """Let glibc keep large freed blocks instead of returning them to the kernel: a step at a 50k
+    vocabulary otherwise takes 374,000 page faults (1.3-1.4x slower, measured). False elsewhere."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    except (OSError, AttributeError):
+        return False

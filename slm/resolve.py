@@ -1,0 +1,128 @@
+"""What follows from a spec's values: presets, derived widths, defaults that depend on others, and
+the combinations that can't be trained."""
+from __future__ import annotations
+
+import math
+from typing import Any, Callable
+
+from slm.shape import PRESETS, GPTConfig, default_d_ff, padded_vocab, round_up
+
+HORIZONS = ("train.steps", "train.tokens", "train.epochs", "train.flops", "train.tokens_per_param")
+
+
+def resolve(values: dict[str, Any], faults, where: Callable[..., str]) -> None:
+    """Fill every derived value into `values` (dotted keys); add to `faults` what can't be.
+
+    where(*keys): the file or command line that set the latest of these keys."""
+    resolve_model(values, faults, where)
+    resolve_training(values, faults, where)
+    resolve_data(values, faults, where)
+
+
+def resolve_model(v: dict[str, Any], faults, where) -> None:
+    for name, value in PRESETS[v["model.preset"]].items():
+        if v[f"model.{name}"] is None:
+            v[f"model.{name}"] = value
+    head_size = v.pop("model.head_size")
+    aspect = v.pop("model.aspect_ratio")
+    v["model.head_size"] = v["model.aspect_ratio"] = None  # both are in n_head and n_embd from here
+    n_head = v["model.n_head"]
+    if v["model.n_embd"] is None:
+        width = v["model.n_layer"] * (aspect or 64)
+        v["model.n_embd"] = round_up(width, n_head * (head_size or 1) if n_head
+                                     else head_size or 64)
+    d = v["model.n_embd"]
+    if n_head is None:
+        size = head_size or 64
+        if d % size:
+            faults.impossible.append(
+                f"{where('model.n_embd', 'model.head_size')}: model.n_embd = {d} is not divisible "
+                f"by head_size = {size}: give model.n_head or a width of {round_up(d, size)}")
+            return
+        v["model.n_head"] = n_head = d // size
+    if d % n_head:
+        faults.impossible.append(
+            f"{where('model.n_embd', 'model.n_head')}: model.n_embd = {d} is not divisible by "
+            f"model.n_head = {n_head}: a width of {round_up(d, n_head)} is")
+    elif v["model.position"] == "rope" and (d // n_head) % 2:
+        faults.impossible.append(
+            f"{where('model.n_embd', 'model.n_head')}: model.n_embd / model.n_head = {d // n_head} "
+            "must be even for model.position = rope")
+    if v["model.d_ff"] is None:
+        v["model.d_ff"] = default_d_ff(d, v["model.activation"])
+
+
+def resolve_training(v: dict[str, Any], faults, where) -> None:
+    batch, block = v["train.batch_tokens"], v["model.block_size"]
+    if batch % block:
+        faults.impossible.append(
+            f"{where('train.batch_tokens', 'model.block_size')}: train.batch_tokens = {batch} is "
+            f"not a multiple of model.block_size = {block}: {round_up(batch, block)} is")
+    micro = v["train.micro_batch"]
+    if micro and (batch // block) % micro:
+        faults.impossible.append(
+            f"{where('train.micro_batch', 'train.batch_tokens')}: train.micro_batch = {micro} does "
+            f"not divide the batch of {batch // block} sequences")
+    horizons = [k for k in HORIZONS if v[k] is not None]
+    if not horizons:
+        faults.add(where("train.batch_tokens"), "train", "no horizon",
+                   "give one of " + ", ".join(HORIZONS))
+    if v["optim.warmup"] is None and v["optim.warmup_tokens"] is None:
+        v["optim.warmup"] = 0.02
+    if v["optim.schedule"] == "wsd":
+        if (v["optim.warmup"] or 0) + v["optim.decay"] > 1:
+            faults.impossible.append(
+                f"{where('optim.warmup', 'optim.decay')}: optim.warmup = {v['optim.warmup']} and "
+                f"optim.decay = {v['optim.decay']} together are longer than the run")
+        resolve_branches(v, faults, where)
+    elif v["train.branches"] is None:
+        v["train.branches"] = []
+
+
+def resolve_branches(v: dict[str, Any], faults, where) -> None:
+    branches = v["train.branches"] = sorted(set(v["train.branches"] or []))
+    if not branches:
+        return
+    line = f"{where('train.branches')}: train.branches = {branches}: "
+    if v["train.tokens"] is None:
+        faults.lines.append(line + "needs a horizon in train.tokens")
+    elif branches[-1] >= v["train.tokens"]:
+        faults.impossible.append(line + f"must be shorter than train.tokens = {v['train.tokens']}")
+    if v["optim.warmup_tokens"] is None:
+        faults.lines.append(line + "needs optim.warmup_tokens, since a warm-up that is a fraction "
+                            "of the run would differ between branches")
+
+
+def resolve_data(v: dict[str, Any], faults, where) -> None:
+    corpus = v["data.corpus"]
+    if v["data.eval_mode"] is None:
+        v["data.eval_mode"] = "stories" if corpus == "fables" else "windows"
+    if v["data.eval_tokens"] is None:
+        v["data.eval_tokens"] = 200_000
+    if corpus in ("files", "hub") and not v["data.path"]:
+        what = "a file or folder" if corpus == "files" else "a Hub dataset, as in owner/name"
+        faults.add(where("data.corpus"), "data.path", None, f"should be {what}")
+
+
+def gpt_config(spec, n_vocab: int) -> GPTConfig:
+    """The model's shape. spec: a resolved Spec; n_vocab: the tokenizer's ids, before padding."""
+    m = spec.model
+    optional = {k: getattr(m, k) for k in ("base_width", "base_depth", "input_mult", "output_mult")
+                if getattr(m, k) is not None}
+    return GPTConfig(
+        n_layer=m.n_layer, n_head=m.n_head, n_embd=m.n_embd, block_size=m.block_size,
+        vocab_size=padded_vocab(n_vocab), dropout=m.dropout, bias=m.bias, norm=m.norm,
+        position=m.position, activation=m.activation, qk_norm=m.qk_norm, tied=m.tied,
+        zero_init=m.zero_init, d_ff=m.d_ff, init_std=m.init_std,
+        parametrization=m.parametrization, **optional)
+
+
+def sequences_per_pass(spec, world: int = 1) -> int:
+    """Sequences in one forward pass on one device: train.micro_batch, else the largest divisor
+    of the device's share of the batch that keeps a pass within 65,536 tokens (the activations of
+    larger passes cost memory and win no speed)."""
+    share = spec.train.batch_tokens // spec.model.block_size // world
+    if spec.train.micro_batch:
+        return math.gcd(spec.train.micro_batch, share)
+    most = max(1, 65_536 // spec.model.block_size)
+    return max(n for n in range(1, min(share, most) + 1) if share % n == 0)
