@@ -19,7 +19,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt's parameters, from glibc's mall
 class Machine:
     """Where a run trains. reasons: one line for each choice that was made for the user."""
     device: torch.device
-    precision: str                 # fp32 | bf16 | fp16
+    precision: str                 # fp32 | tf32 | bf16 | fp16
     compile: bool
     rank: int = 0
     world: int = 1
@@ -53,6 +53,20 @@ class Machine:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
+# Dense peak of one GPU in its mixed precision (no sparsity), FLOP/s, from the makers' data sheets.
+PEAK_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
+              "RTX 4090": 165e12, "RTX 3090": 71e12, "A10": 125e12, "V100": 125e12, "T4": 65e12}
+
+
+def peak_flops(machine: Machine) -> float | None:
+    """The GPU's dense peak in bf16 or fp16, FLOP/s; None where it is not known: no MFU is better
+    than a wrong one."""
+    if machine.type != "cuda" or machine.precision not in ("bf16", "fp16"):
+        return None
+    name = machine.name()
+    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+
+
 def cpu_name() -> str:
     try:
         with open("/proc/cpuinfo") as f:
@@ -73,7 +87,7 @@ def setup(spec: DeviceSpec) -> Machine:
     if spec.threads:
         torch.set_num_threads(spec.threads)
     if device.type == "cuda":
-        setup_cuda(spec, device, reasons)
+        setup_cuda(spec, machine, reasons)
     elif spec.memory_fraction:
         raise UserError(f"device.memory_fraction = {spec.memory_fraction}: reserves GPU memory, "
                         f"but the device is {device.type}")
@@ -130,9 +144,9 @@ def choose_precision(asked: str, device: torch.device, reasons: list[str]) -> st
             precision, why = "fp32", "no mixed precision that pays on this device"
         reasons.append(f"precision {precision} ({why})")
         return precision
-    if asked == "fp16" and device.type != "cuda":
-        raise UserError(f"device.precision = fp16: needs a CUDA GPU, the device is {device.type}; "
-                        "use auto")
+    if asked in ("fp16", "tf32") and device.type != "cuda":
+        raise UserError(f"device.precision = {asked}: needs a CUDA GPU, the device is "
+                        f"{device.type}; use auto")
     slow = asked == "bf16" and device.type == "cpu" and not cpu_computes_bf16()
     reasons.append(f"precision {asked} (device.precision)"
                    + (": emulated on this CPU, about 15 times slower than fp32" if slow else ""))
@@ -153,13 +167,13 @@ def choose_compile(asked: str | bool, device: torch.device, reasons: list[str]) 
     return on
 
 
-def setup_cuda(spec: DeviceSpec, device: torch.device, reasons: list[str]) -> None:
+def setup_cuda(spec: DeviceSpec, machine: Machine, reasons: list[str]) -> None:
     """GPU memory reservation and matmul settings; must precede the first allocation."""
+    device = machine.device
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):  # torch >= 2.9, and before
         os.environ.setdefault(name, "expandable_segments:True")  # against fragmentation
     torch.cuda.set_device(device)
-    torch.backends.cuda.matmul.allow_tf32 = True  # fp32 matmuls outside autocast, if any
-    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("highest" if machine.precision == "fp32" else "high")
     if spec.memory_fraction:
         torch.cuda.set_per_process_memory_fraction(spec.memory_fraction, device)
         total = torch.cuda.get_device_properties(device).total_memory

@@ -177,7 +177,7 @@ class Track(Section):
 
 class Device(Section):
     name: str = key("auto", "auto, cpu, cuda, cuda:<i>, mps", identity=False)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = key(
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = key(
         "auto", "auto: bf16 on a GPU that has it, fp16 with a GradScaler on older, fp32 on CPU")
     compile: Literal["auto", True, False] = key("auto", "torch.compile; auto: on CUDA only")
     memory_fraction: Optional[Annotated[float, Field(gt=0, le=1)]] = key(

@@ -1,0 +1,128 @@
+"""Train one GPT from one spec.
+
+    python run.py experiments/base.yaml --model.n_layer=6 --optim.lr=1e-3
+    python run.py experiments/base.yaml --plan     what would be trained, what it costs
+    python run.py --help                           every key, its type, default and meaning
+
+The same command again continues a run that was stopped, or says that it is done. Exit codes:
+0 done, 2 bad input (one line says what), 3 diverged, 128 + signal stopped and saved."""
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from slm.errors import ImpossiblePoint, UserError
+from slm.schema import Spec
+from slm.screen import say
+from slm.spec import as_dict, help_text, identity, load_spec, parse_arguments, run_folder
+
+UNDER_AGENT = "WANDB_SWEEP_ID" in os.environ
+
+
+def main(args: list[str]) -> int:
+    if {"--help", "-h"} & set(args):
+        print(__doc__ + "\n" + help_text())
+        return 0
+    try:
+        files, overrides = parse_arguments([a for a in args if a != "--plan"])
+        if not files:
+            raise UserError("give a spec, as in: python run.py experiments/base.yaml (--help lists "
+                            "every key)")
+        spec = load_spec(files, overrides)
+        if "--plan" in args:
+            return plan(spec)
+        return train_with_branches(spec)
+    except ImpossiblePoint as e:
+        if UNDER_AGENT:  # a sweep goes on past a point that can't be trained
+            from slm.mirror import report_skipped
+            report_skipped(str(e))
+            say(f"skipped: {e}")
+            return 0
+        print(e, file=sys.stderr)
+        return 2
+    except UserError as e:
+        print(e, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped at once; the same command goes on from the last checkpoint",
+              file=sys.stderr)
+        return 130
+
+
+def plan(spec: Spec) -> int:
+    from slm.plan import describe, make_plan
+    from slm.prepare import find_prepared
+    from slm.tokenizer import nominal_vocab
+    meta = find_prepared(spec.data)
+    tokens = meta["train"]["tokens"] if meta else None
+    print(describe(spec, make_plan(spec, nominal_vocab(spec.data.tokenizer), tokens)))
+    print(f"{'folder':<11} {run_folder(spec)}")
+    return 0
+
+
+def train_with_branches(spec: Spec) -> int:
+    code = train(spec)
+    if code == 0 and spec.train.branches:
+        from slm.branch import branch_specs, seed_branch
+        for child in branch_specs(spec):
+            seed_branch(run_folder(spec), child)
+            code = code or train(child)
+    return code
+
+
+def train(spec: Spec) -> int:
+    """One run from start or checkpoint to its end. Returns the exit code."""
+    from slm.record import Record
+    folder = run_folder(spec)
+    done = Record.peek(folder)
+    if done and done["status"] in ("finished", "diverged"):
+        say(f"{folder} is {done['status']} (val loss {done.get('val_loss')}): nothing to do; remove "
+            "the folder to train it again")
+        return exit_code(done["status"])
+    from slm.device import setup
+    from slm.plan import make_plan
+    from slm.prepare import prepare
+    machine = setup(spec.device)
+    for line in machine.reasons:
+        say(line)
+    prepared = prepare(spec.data)
+    plan = make_plan(spec, prepared.tokenizer.vocab_size, prepared.meta["train"]["tokens"],
+                     machine.world)
+    with Record.open(folder, as_dict(spec), identity(spec), main=machine.is_main) as record:
+        try:
+            outcome = follow(spec, plan, prepared, machine, record)
+        except UserError as e:
+            record.finish("failed", str(e))
+            raise
+        except Exception as e:
+            record.finish("failed", f"{type(e).__name__}: {e}")
+            raise
+    return exit_code(outcome.status, outcome.signal)
+
+
+def follow(spec: Spec, plan, prepared, machine, record):
+    """The order of events: model, checkpoint, loop, record."""
+    from slm import checkpoint
+    from slm.branch import branch_steps
+    from slm.train import Trainer
+    trainer = Trainer(spec, plan, prepared, machine, record)
+    trainer.branch_files = branch_steps(spec, plan, record.folder)
+    latest = checkpoint.last(record.folder / "checkpoints")
+    if latest:
+        trainer.resume(latest)
+        say(f"resuming {record.folder} at step {trainer.step} of {plan.steps}")
+    record.start(trainer.step)
+    outcome = trainer.run()
+    record.finish(outcome.status, outcome.reason)
+    return outcome
+
+
+def exit_code(status: str, signal: int = 0) -> int:
+    if status == "diverged":
+        return 0 if UNDER_AGENT else 3  # a result of the sweep, not a failure of its agent
+    return 128 + signal if signal else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,120 @@
+"""What every corpus of found text shares: how it is split, checked and recognised."""
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Callable, Iterable, Iterator
+
+import numpy as np
+
+from slm.corpora import EOT, Split
+from slm.errors import UserError
+
+
+class TextCorpus:
+    """Documents read by `read(part)`, split into train and val.
+
+    With a validation part of its own, train documents that equal a validation document are
+    dropped (the real TinyStories has some). Without one, a document is held out by the hash of
+    its text, so that the split depends neither on order nor on duplicates.
+    """
+
+    floor_known = False
+
+    def __init__(self, name: str, val_fraction: float | None):
+        self.name = name
+        self.val_fraction = val_fraction
+        self.notes: list[str] = []
+
+    @property
+    def has_val(self) -> bool:
+        """Whether there is a validation part of its own."""
+        raise NotImplementedError
+
+    def read(self, part: Split) -> Iterator[str]:
+        raise NotImplementedError
+
+    @property
+    def fingerprint(self) -> str:
+        raise NotImplementedError
+
+    def documents(self, split: Split) -> Iterator[str]:
+        """Stream the documents of a split.
+
+        Raises: UserError: text that can't be read, a literal <|endoftext|> in a document.
+        """
+        if not self.has_val:
+            threshold = int(self.val_fraction * 2**64)
+            for text in self.read("train"):
+                if (hash64(text) < threshold) == (split == "val"):
+                    yield text
+        elif split == "val":
+            yield from self.read("val")
+        else:
+            yield from self._train_without_val()
+
+    def _train_without_val(self) -> Iterator[str]:
+        # A sorted array, 8 bytes a document: bounded even for millions of them.
+        held = np.unique(np.fromiter(map(hash64, self.read("val")), dtype=np.uint64))
+        dropped = 0
+        for text in self.read("train"):
+            h = np.uint64(hash64(text))
+            at = held.searchsorted(h)
+            if at < len(held) and held[at] == h:
+                dropped += 1
+                continue
+            yield text
+        note = f"data: {dropped:,} training documents equal a validation document: dropped"
+        if dropped and note not in self.notes:
+            self.notes.append(note)
+
+
+def hash64(text: str) -> int:
+    """64 bits of the text's BLAKE2b digest."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def check_records(texts: Iterable, where: str, column: str) -> Iterator[str]:
+    """Pass on the non-empty documents of a table's text column.
+
+    Args: texts: the column's values; where: the file or dataset, for messages.
+    Raises: UserError: a value that is no text, not valid Unicode, or holds a literal
+        <|endoftext|>, which the prepared stream could not tell from the end of a document.
+    """
+    for row, text in enumerate(texts, 1):
+        if text is None:
+            continue
+        if not isinstance(text, str):
+            raise UserError(f"{where}, document {row}: column {column!r} holds "
+                            f"{type(text).__name__}, not text")
+        if EOT in text:
+            raise UserError(f"{where}, document {row}: holds a literal {EOT}, which marks the end "
+                            "of a document: remove it, or split the document there")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as e:
+                raise UserError(f"{where}, document {row}: holds half of a surrogate pair at "
+                                f"character {e.start}, which is no text") from None
+        if text and not text.isspace():
+            yield text
+
+
+def remembered(cache: str | Path, key: str, compute: Callable[[], str]) -> str:
+    """`compute()`, kept under `cache` by the hash of `key`, so that a restart need not read a
+    corpus again only to recognise it. A cache that can't be written costs time, nothing else."""
+    file = Path(cache) / ".fingerprints" / hashlib.sha256(key.encode()).hexdigest()
+    try:
+        return file.read_text()
+    except OSError:
+        pass
+    value = compute()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f"{file.name}.{os.getpid()}")
+        part.write_text(value)
+        part.replace(file)
+    except OSError:
+        pass
+    return value

@@ -1,0 +1,254 @@
+"""A GPT: GPT-2 as in nanoGPT, with switches for a modern one.
+
+Letters of every shape comment and einops pattern:
+    b batch · t time · d width (n_embd) · h heads · k head size · f MLP width (d_ff) · v vocabulary
+    s time of the keys: what the cache holds and the t new positions
+
+The `gpt2` shape is nanoGPT's, parameter for parameter: LayerNorm, exact (erf) GELU, learned
+positions, tied head, projections into the residual stream initialised with std / sqrt(2 n_layer).
+OpenAI's weights were trained with the tanh approximation of GELU: transformers' GPT2LMHeadModel is
+equal to this model with `activation_function="gelu"`. Parameter names are GPT-2's, so that a
+checkpoint of transformers maps by name, with its Conv1D weights transposed.
+
+How initial weights and multipliers follow width and depth is in slm/parametrization.py.
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from slm.cost import count_params
+from slm.errors import ImpossiblePoint
+from slm.loss import lm_loss
+from slm.parametrization import group_of, multipliers, rules
+from slm.shape import GPTConfig
+
+
+class KVCache:
+    """Keys and values of the tokens a model has seen, so that each is computed once.
+
+    size: tokens it can hold (at most the model's block_size). pad: (b,) how many padding tokens
+    stand before each row's own, for a batch of unequal prompts; None: none.
+    """
+
+    def __init__(self, size: int, pad: Tensor | None = None) -> None:
+        self.size, self.pad, self.length = size, pad, 0
+        self.layers: list[tuple[Tensor, Tensor]] = []        # per layer two of (b, h, size, k)
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values of t new tokens, (b, h, t, k) each; return all so far, (b, h, s, k)."""
+        end = self.length + k.shape[2]
+        if layer == len(self.layers):                        # dtype and device follow the first keys
+            shape = (*k.shape[:2], self.size, k.shape[3])
+            self.layers.append((k.new_empty(shape), v.new_empty(shape)))
+        keys, values = self.layers[layer]
+        keys[:, :, self.length:end], values[:, :, self.length:end] = k, v
+        return keys[:, :, :end], values[:, :, :end]
+
+    def positions(self, t: int, device: torch.device) -> Tensor:
+        """Position of each of t new tokens in its row, (b or 1, t)."""
+        columns = torch.arange(self.length, self.length + t, device=device)[None]
+        return columns if self.pad is None else (columns - self.pad[:, None]).clamp(min=0)
+
+    def mask(self, t: int, device: torch.device) -> Tensor | None:
+        """Which keys each of t new tokens may see, (b or 1, 1, t, s); None: plain causal."""
+        if self.pad is None and (self.length == 0 or t == 1):
+            return None
+        query = torch.arange(self.length, self.length + t, device=device)[:, None]
+        key = torch.arange(self.length + t, device=device)
+        seen = (key <= query)[None, None]
+        if self.pad is not None:                             # padding sees itself: no empty softmax
+            seen = seen & ((key >= self.pad[:, None, None, None]) | (key == query))
+        return seen
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows of the batch but these, (n,) int64."""
+        self.layers = [(k[rows], v[rows]) for k, v in self.layers]
+        self.pad = None if self.pad is None else self.pad[rows]
+
+
+def rotary_table(config: GPTConfig, base: float = 10000.0) -> Tensor:
+    """Cosine and sine of position * base^(-2i/k) for pair i, (2, block_size, k/2)."""
+    if config.head_size % 2:
+        raise ImpossiblePoint(f"model.position=rope turns pairs of dimensions: head size "
+                              f"{config.head_size} (n_embd / n_head) must be even")
+    frequency = base ** (-torch.arange(0, config.head_size, 2) / config.head_size)
+    angle = torch.outer(torch.arange(config.block_size), frequency)
+    return torch.stack((angle.cos(), angle.sin()))
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each pair (i, i + k/2) of x (b, h, t, k) by the angle of its position, so that q.k
+    depends on distance alone (RoPE, Su et al. 2021, arXiv 2104.09864; halves as in Llama)."""
+    cos, sin = rotary                                        # (b or 1, 1, t, k/2)
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).type_as(x)
+
+
+def linear(n_in: int, n_out: int, bias: bool) -> nn.Linear:
+    """nn.Linear without its own initialisation, which would draw from the global generator."""
+    return nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias)
+
+
+def norm(config: GPTConfig) -> nn.Module:
+    """LayerNorm as in GPT-2, or RMSNorm without gains."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.n_embd, eps=1e-6, elementwise_affine=False)
+    return nn.LayerNorm(config.n_embd, eps=1e-5, bias=config.bias)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with h heads."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.n_head, self.qk_norm = layer, config.n_head, config.qk_norm
+        self.scale, self.dropout = multipliers(config).attention, config.dropout
+        self.c_attn = linear(config.n_embd, 3 * config.n_embd, config.bias)
+        self.c_proj = linear(config.n_embd, config.n_embd, config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None,
+                cache: KVCache | None) -> Tensor:
+        """x (b, t, d) -> (b, t, d)."""
+        q, k, v = (rearrange(z, "b t (h k) -> b h t k", h=self.n_head)
+                   for z in self.c_attn(x).chunk(3, dim=-1))
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        if self.qk_norm:
+            q, k = F.rms_norm(q, q.shape[-1:], eps=1e-6), F.rms_norm(k, k.shape[-1:], eps=1e-6)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)            # (b, h, s, k)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1, scale=self.scale,
+            dropout_p=self.dropout if self.training else 0.0)
+        y = rearrange(y, "b h t k -> b t (h k)")
+        return self.resid_dropout(self.c_proj(y))
+
+
+class MLP(nn.Module):
+    """GELU, ReLU^2 (So et al. 2021, arXiv 2109.08668) or SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        up = 2 * config.d_ff if config.activation == "swiglu" else config.d_ff
+        self.c_fc = linear(config.n_embd, up, config.bias)
+        self.c_proj = linear(config.d_ff, config.n_embd, config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, t, d) -> (b, t, d)."""
+        x = self.c_fc(x)                                     # (b, t, f), SwiGLU: (b, t, 2 f)
+        if self.activation == "swiglu":
+            gate, x = x.chunk(2, dim=-1)
+            x = F.silu(gate) * x                             # (b, t, f)
+        else:
+            x = F.gelu(x) if self.activation == "gelu" else F.relu(x).square()
+        return self.dropout(self.c_proj(x))
+
+
+class Block(nn.Module):
+    """x + attention, then x + MLP, each after its norm."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.residual = multipliers(config).residual
+        self.ln_1 = norm(config)
+        self.attn = Attention(config, layer)
+        self.ln_2 = norm(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None,
+                cache: KVCache | None) -> Tensor:
+        """x (b, t, d) -> (b, t, d)."""
+        x = torch.add(x, self.attn(self.ln_1(x), rotary, mask, cache), alpha=self.residual)
+        return torch.add(x, self.mlp(self.ln_2(x)), alpha=self.residual)
+
+
+class GPT(nn.Module):
+    """The model. `GPT(config)` has the same weights on every machine and device: they are drawn on
+    the CPU from `generator` (default: a fresh one, seed 0), never from the global one."""
+
+    def __init__(self, config: GPTConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.loss_impl = "plain"                             # see slm/loss.py
+        factor = multipliers(config)
+        self.embedding_mult, self.logits_mult = factor.embedding, factor.logits
+        d = config.n_embd
+        self.wte = nn.utils.skip_init(nn.Embedding, config.vocab_size, d)
+        if config.position == "learned":
+            self.wpe = nn.utils.skip_init(nn.Embedding, config.block_size, d)
+        else:
+            self.register_buffer("rotary", rotary_table(config), persistent=False)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = norm(config)
+        if not config.tied:
+            self.lm_head = linear(d, config.vocab_size, bias=False)
+        self.init_weights(generator or torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Normal matrices with the std of their group, gains 1, biases 0."""
+        rule = rules(self.config)
+        for name, p in self.named_parameters():
+            if p.ndim == 1:
+                p.fill_(0.0 if name.endswith(".bias") else 1.0)
+            else:
+                p.normal_(0.0, rule[group_of(name)].init_std, generator=generator)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output head, (v, d): the embedding itself where tied."""
+        return self.wte.weight if self.config.tied else self.lm_head.weight
+
+    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Token ids (b, t) -> what the head reads, (b, t, d); with a cache, ids are the new ones."""
+        t, seen = idx.shape[1], 0 if cache is None else cache.length
+        if seen + t > (self.config.block_size if cache is None else cache.size):
+            raise ValueError(f"{seen + t} tokens don't fit: the model's block_size is "
+                             f"{self.config.block_size}" + (f", the cache's size {cache.size}"
+                                                            if cache is not None else ""))
+        if cache is None:
+            positions, mask = torch.arange(t, device=idx.device)[None], None
+        else:
+            positions, mask = cache.positions(t, idx.device), cache.mask(t, idx.device)
+        x, rotary = self.wte(idx), None                      # (b, t, d)
+        if self.config.position == "learned":
+            x = x + self.wpe(positions)
+        else:
+            cos, sin = rearrange(self.rotary[:, positions], "two b t k -> two b 1 t k")
+            rotary = cos, sin
+        x = self.drop(x * self.embedding_mult if self.embedding_mult != 1 else x)
+        for block in self.h:
+            x = block(x, rotary, mask, cache)
+        if cache is not None:
+            cache.length += t
+        return self.ln_f(x)
+
+    def logits(self, h: Tensor) -> Tensor:
+        """What `hidden` returned, (b, t, d) -> logits (b, t, v)."""
+        return F.linear(h * self.logits_mult if self.logits_mult != 1 else h, self.head_weight)
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None, reduction: str = "mean",
+                cache: KVCache | None = None) -> Tensor:
+        """Logits, or with targets the loss.
+
+        idx: (b, t) int64, t <= block_size (else ValueError). targets: (b, t) int64, -1 ignored.
+        reduction: 'mean' over counted targets or 'none'. cache: idx continues what it holds.
+        Returns logits (b, t, v), or the loss in nats per token, float32: scalar or (b, t).
+        """
+        h = self.hidden(idx, cache)
+        if targets is None:
+            return self.logits(h)
+        return lm_loss(h, self.head_weight, targets, self.loss_impl, reduction, self.logits_mult)
+
+    def num_params(self) -> dict[str, int]:
+        """Parameters by role (slm.cost.count_params), checked against the real tensors."""
+        counts, real = count_params(self.config), sum(p.numel() for p in self.parameters())
+        assert counts["total"] == real, f"slm/cost.py counts {counts['total']}, the model has {real}"
+        return counts
