@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 from slm.errors import ImpossiblePoint, UserError
 from slm.schema import Spec
@@ -77,7 +76,7 @@ def train(spec: Spec) -> int:
     folder = run_folder(spec)
     done = Record.peek(folder)
     if done and done["status"] in ("finished", "diverged"):
-        say(f"{folder} is {done['status']} (val loss {done.get('val_loss')}): nothing to do; remove "
+        say(f"{folder} is {done['status']}: nothing to do; remove "
             "the folder to train it again")
         return exit_code(done["status"])
     from slm.device import setup

@@ -7,25 +7,24 @@ right. Neither torch nor tiktoken is imported here: `--plan` and a sweep's plan 
 """
 from __future__ import annotations
 
-import ast
-import difflib
 import hashlib
 import json
 import os
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel
 
 from slm.errors import ImpossiblePoint, UserError
+from slm.keys import coerce, default, expected, fields, marks, nearest, section_names
+from slm.layers import COMMAND_LINE, Layer, flatten, parse_arguments, read_layers
 from slm.resolve import resolve
 from slm.schema import Spec
 
-COMMAND_LINE = "command line"
+__all__ = ["COMMAND_LINE", "Layer", "Faults", "as_dict", "build", "help_text", "identity",
+           "load_spec", "parse_arguments", "read_layers", "run_folder", "to_yaml"]
+
 # Of each group a spec uses one key; a later layer's choice replaces an earlier layer's.
 ONE_OF = [
     ("train.steps", "train.tokens", "train.epochs", "train.flops", "train.tokens_per_param"),
@@ -33,13 +32,6 @@ ONE_OF = [
     ("model.n_embd", "model.aspect_ratio"),
     ("model.n_head", "model.head_size"),
 ]
-
-
-@dataclass
-class Layer:
-    """One source of values: a file or the command line. values: dotted key -> raw value."""
-    label: str
-    values: dict[str, Any]
 
 
 class Faults:
@@ -59,208 +51,6 @@ class Faults:
             raise ImpossiblePoint("\n".join(self.impossible))
 
 
-@lru_cache(maxsize=1)
-def fields() -> dict[str, FieldInfo]:
-    """Every leaf key of the schema, dotted, in order: 'model.n_layer' -> its pydantic field."""
-    out: dict[str, FieldInfo] = {}
-
-    def walk(model: type[BaseModel], prefix: str) -> None:
-        for name, field in model.model_fields.items():
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                walk(field.annotation, f"{prefix}{name}.")
-            else:
-                out[prefix + name] = field
-
-    walk(Spec, "")
-    return out
-
-
-@lru_cache(maxsize=None)
-def adapter(key: str) -> TypeAdapter:
-    field = fields()[key]
-    return TypeAdapter(Annotated[field.annotation, field])
-
-
-def marks(key: str) -> dict:
-    """The project's own marks of a key: only_if, identity (slm/schema.py)."""
-    return fields()[key].json_schema_extra or {}
-
-
-def default(key: str) -> Any:
-    return fields()[key].get_default(call_default_factory=True)
-
-
-def expected(key: str) -> str:
-    """What a value of this key must be, in words, from the schema: 'an integer > 0'."""
-    return _words(adapter(key).json_schema())
-
-
-def _words(schema: dict) -> str:
-    if "anyOf" in schema:
-        kinds = [s for s in schema["anyOf"] if s.get("type") != "null"]
-        return " or ".join(_words(s) for s in kinds)
-    if "enum" in schema:
-        return "one of " + ", ".join(str(v).lower() if isinstance(v, bool) else str(v)
-                                     for v in schema["enum"])
-    if schema.get("type") == "array":
-        return "a list, each item " + _words(schema["items"])
-    words = {"integer": "an integer", "number": "a number", "boolean": "true or false",
-             "string": "text"}[schema["type"]]
-    bounds = [("exclusiveMinimum", ">"), ("minimum", ">="), ("exclusiveMaximum", "<"),
-              ("maximum", "<=")]
-    limits = [f"{sign} {schema[name]:g}" for name, sign in bounds if name in schema]
-    return f"{words} {' and '.join(limits)}".rstrip()
-
-
-def nearest(word: str, among: list[str]) -> str:
-    """' (did you mean model.n_layer?)', or '' where nothing is near. A key typed without its
-    section, or with a wrong one, is found by its last part."""
-    close = difflib.get_close_matches(word, among, n=1, cutoff=0.75)
-    if not close:
-        last = {k.split(".")[-1]: k for k in reversed(among)}
-        close = [last[m] for m in difflib.get_close_matches(word.split(".")[-1], last, n=1,
-                                                           cutoff=0.75)]
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-# -- reading ---------------------------------------------------------------------------------
-
-class UniqueKeyLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key given twice, which PyYAML would let the last one win."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict:
-    """A YAML (or JSON) mapping. Raises UserError for a missing, unreadable or broken file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.load(text, Loader=UniqueKeyLoader)  # a SafeLoader
-    except FileNotFoundError:
-        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none"
-        raise UserError(f"{path}: there is no such file (YAML files there: {near})") from None
-    except OSError as e:
-        raise UserError(f"{path}: can't be read: {e.strerror}") from None
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path}: not UTF-8 at byte {e.start}") from None
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not YAML: {getattr(e, 'problem', e)}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: should be sections with keys, is a {type(values).__name__}")
-    return values
-
-
-def read_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
-    """The file's own layer, preceded by those of the files that it extends (paths relative to
-    the file)."""
-    if path.resolve() in seen:
-        raise UserError(f"{path}: extends itself, through "
-                        + " -> ".join(p.name for p in (*seen, path)))
-    values = read_yaml(path)
-    parents = values.pop("extends", None) or []
-    layers: list[Layer] = []
-    for parent in [parents] if isinstance(parents, str) else parents:
-        if not isinstance(parent, str):
-            raise UserError(f"{path}: extends = {parents!r}: should be a file or a list of files")
-        layers += read_layers(path.parent / parent, (*seen, path.resolve()))
-    return [*layers, Layer(str(path), flatten(values))]
-
-
-def flatten(values: dict, prefix: str = "") -> dict[str, Any]:
-    """Nested sections to dotted keys. {'model': {'n_layer': 4}} -> {'model.n_layer': 4}."""
-    out: dict[str, Any] = {}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        is_section = any(k.startswith(key + ".") for k in fields())
-        if isinstance(value, dict) and (is_section or key not in fields()):
-            out.update(flatten(value, key + ".") or ({} if is_section else {key: value}))
-        elif is_section and value is None:
-            continue
-        else:
-            out[key] = value
-    return out
-
-
-def parse_arguments(args: list[str]) -> tuple[list[Path], Layer]:
-    """Command line -> spec files and one layer of overrides. Every form that a person or a
-    `wandb agent` sends: --a.b=v, --a.b v, --flag, --a={'b': v}, a.b=v, ++a.b=v, one JSON object."""
-    files: list[Path] = []
-    values: dict[str, Any] = {}
-    args = list(args)
-    while args:
-        arg = args.pop(0)
-        bare = arg.lstrip("-+")
-        if arg.startswith("{"):
-            parsed = literal(arg)
-            if not isinstance(parsed, dict):
-                raise UserError(f"{COMMAND_LINE}: {arg}: should be a JSON object of keys")
-            values.update(flatten(parsed))
-        elif "=" in bare and (arg[0] in "-+" or bare.split("=")[0].split(".")[0]
-                              in Spec.model_fields):
-            name, _, raw = bare.partition("=")
-            values.update(flatten({name: literal(raw)}))
-        elif arg.startswith("--"):
-            is_flag = not args or args[0].startswith("--")
-            values.update(flatten({bare: True if is_flag else literal(args.pop(0))}))
-        elif arg.startswith("-"):
-            raise UserError(f"{COMMAND_LINE}: {arg}: should be --section.key=value")
-        else:
-            files.append(Path(arg))
-    hidden = [k for k in values if k == "_wandb" or k.startswith("_wandb.")]
-    for name in hidden:  # W&B's server leaks it on a requeued sweep run
-        del values[name]
-    return files, Layer(COMMAND_LINE, values)
-
-
-def literal(text: str) -> Any:
-    """A list or mapping in JSON or Python's repr; anything else stays the text it is, since the
-    schema knows its type and guessing does not."""
-    if text[:1] not in "[{(":
-        return text
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            value = parse(text)
-            return list(value) if isinstance(value, tuple) else value
-        except (ValueError, SyntaxError):
-            continue
-    return text
-
-
-# -- merging ---------------------------------------------------------------------------------
-
-def coerce(key: str, value: Any) -> Any:
-    """The value as the schema's type. Raises ValueError where it can't be."""
-    annotation = adapter(key).json_schema()
-    kinds = {s.get("type") for s in annotation.get("anyOf", [annotation])}
-    if isinstance(value, str) and value.strip().lower() in ("none", "null", "~"):
-        value = None if "null" in kinds else value
-    elif isinstance(value, str) and "integer" in kinds and value.strip():
-        number = float(value)  # "1e6" is a fine number of tokens
-        value = int(number) if number.is_integer() and abs(number) < 2**53 else value
-    elif isinstance(value, bool) and kinds <= {"integer", "number", "null"}:
-        raise ValueError("true and false are no numbers")
-    elif "array" in kinds and isinstance(value, (str, int, float)):
-        value = [literal(value)] if isinstance(value, str) else [value]
-    elif "enum" in annotation and isinstance(value, str) and value.lower() in ("true", "false"):
-        value = value.lower() == "true"
-    try:
-        return adapter(key).validate_python(value)
-    except ValidationError as e:
-        raise ValueError(str(e)) from None
-
-
 def merge(layers: list[Layer]) -> tuple[dict[str, Any], dict[str, int], Faults]:
     """Values by key, the layer each came from, and the faults found."""
     values: dict[str, Any] = {key: default(key) for key in fields()}
@@ -269,8 +59,9 @@ def merge(layers: list[Layer]) -> tuple[dict[str, Any], dict[str, int], Faults]:
     for i, layer in enumerate(layers):
         for key, raw in layer.values.items():
             if key not in fields():
-                faults.add(layer.label, key, raw,
-                           f"there is no such key{nearest(key, list(fields()))}")
+                faults.add(layer.label, key, raw, "should be a section with keys"
+                           if key in section_names()
+                           else f"there is no such key{nearest(key, list(fields()))}")
                 continue
             try:
                 values[key] = coerce(key, raw)
@@ -346,8 +137,6 @@ def load_spec(files: list[str | Path], overrides: dict[str, Any] | Layer | None 
         spec.track.name = Path(files[-1]).stem if files else "run"
     return spec
 
-
-# -- the resolved spec -----------------------------------------------------------------------
 
 def as_dict(spec: Spec) -> dict:
     """The resolved spec as plain nested dicts, None left out."""

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from slm.errors import ImpossiblePoint, UserError
-from slm.spec import (as_dict, fields, help_text, identity, json_schema, load_spec,
-                      parse_arguments, to_yaml)
+from slm.keys import fields
+from slm.spec import (as_dict, help_text, identity, json_schema, load_spec, parse_arguments,
+                      to_yaml)
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -89,10 +90,11 @@ def test_all_faults_are_reported_together_with_place_and_remedy(tmp_path):
 
 
 @pytest.mark.parametrize("yaml_text, says", [
-    ("train: [1, 2]\n", "train"), ("- a\n", "should be sections"), ("a: b: c\n", "line 1"),
+    ("train: [1, 2]\n", "should be a section"), ("extends: 5\n", "extends = "),
+    ("- a\n", "should be sections"), ("a: b: c\n", "line 1"),
     ("train: {steps: 1, steps: 2}\n", "given twice"), ("extends: gone.yaml\n", "no such file"),
     ("extends: x.yaml\n", "extends itself"), ("train: {steps: true}\n", "an integer > 0"),
-    ("data: {fables: 3}\ntrain: {steps: 1}\n", "data.fables"),
+    ("data: {fables: 3}\ntrain: {steps: 1}\n", "data.fables = 3: should be a section"),
     ("model: {n_layer: {a: 1}}\ntrain: {steps: 1}\n", "model.n_layer"),
 ])
 def test_broken_files_get_one_line(tmp_path, yaml_text, says):
