@@ -45,7 +45,8 @@ class HubCorpus(TextCorpus):
         held = next((name for name in VAL_NAMES if name in found), None)
         if held:
             parts["val"] = found[held]
-            self.notes.append(f"data: validation part: split {held!r} of {self.source}")
+            if held != "validation":
+                self.notes.append(f"data: validation part: split {held!r} of {self.source}")
         elif self.val_fraction is None:
             raise UserError(f"data.path: {self.source} has no validation split")
         for part in parts.values():
@@ -62,7 +63,7 @@ class HubCorpus(TextCorpus):
         return check_records(_arrow_texts(self.parts[part], self.column),
                              f"{self.source} ({part})", self.column)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 over the texts; remembered by name, so that what was prepared once is found
         again without a network (delete data.cache to follow a change on the Hub)."""
@@ -92,9 +93,10 @@ class HubCorpus(TextCorpus):
 
     def approx_bytes(self, split: Split) -> int | None:
         """Bytes of text in a split, roughly (for a progress bar)."""
-        info = getattr(self.parts.get(split), "info", None)
-        entry = (getattr(info, "splits", None) or {}).get(split)
-        return getattr(entry, "num_bytes", None)
+        if not self.has_val:
+            return None
+        part = self.parts[split]
+        return getattr((part.info.splits or {}).get(str(part.split)), "num_bytes", None)
 
 
 def _unknown() -> str:

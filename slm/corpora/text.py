@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
 
-import numpy as np
-
 from slm.corpora import EOT, Split
 from slm.errors import UserError
 
@@ -55,16 +53,13 @@ class TextCorpus:
             yield from self._train_without_val()
 
     def _train_without_val(self) -> Iterator[str]:
-        # A sorted array, 8 bytes a document: bounded even for millions of them.
-        held = np.unique(np.fromiter(map(hash64, self.read("val")), dtype=np.uint64))
+        held = set(map(hash64, self.read("val")))  # 80 bytes a document, not the text
         dropped = 0
         for text in self.read("train"):
-            h = np.uint64(hash64(text))
-            at = held.searchsorted(h)
-            if at < len(held) and held[at] == h:
+            if hash64(text) in held:
                 dropped += 1
-                continue
-            yield text
+            else:
+                yield text
         note = f"data: {dropped:,} training documents equal a validation document: dropped"
         if dropped and note not in self.notes:
             self.notes.append(note)
