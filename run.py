@@ -13,7 +13,7 @@ import sys
 
 from slm.errors import ImpossiblePoint, UserError
 from slm.schema import Spec
-from slm.screen import say
+from slm.screen import final_summary, say
 from slm.spec import as_dict, help_text, identity, load_spec, parse_arguments, run_folder
 
 UNDER_AGENT = "WANDB_SWEEP_ID" in os.environ
@@ -54,8 +54,8 @@ def plan(spec: Spec) -> int:
     from slm.prepare import find_prepared
     from slm.tokenizer import nominal_vocab
     meta = find_prepared(spec.data)
-    tokens = meta["train"]["tokens"] if meta else None
-    print(describe(spec, make_plan(spec, nominal_vocab(spec.data.tokenizer), tokens)))
+    vocab = meta["vocab_size"] if meta else nominal_vocab(spec.data.tokenizer)
+    print(describe(spec, make_plan(spec, vocab, meta["train"]["tokens"] if meta else None)))
     print(f"{'folder':<11} {run_folder(spec)}")
     return 0
 
@@ -91,19 +91,19 @@ def train(spec: Spec) -> int:
     with Record.open(folder, as_dict(spec), identity(spec), main=machine.is_main) as record:
         try:
             outcome = follow(spec, plan, prepared, machine, record)
-        except UserError as e:
-            record.finish("failed", str(e))
-            raise
         except Exception as e:
-            record.finish("failed", f"{type(e).__name__}: {e}")
+            record.finish("failed", str(e) if isinstance(e, UserError) else repr(e))
             raise
+    if machine.is_main:
+        final_summary(folder)
     return exit_code(outcome.status, outcome.signal)
 
 
 def follow(spec: Spec, plan, prepared, machine, record):
-    """The order of events: model, checkpoint, loop, record."""
+    """The order of events: model, checkpoint, record, loop."""
     from slm import checkpoint
     from slm.branch import branch_steps
+    from slm.facts import describe_run
     from slm.train import Trainer
     trainer = Trainer(spec, plan, prepared, machine, record)
     trainer.branch_files = branch_steps(spec, plan, record.folder)
@@ -111,7 +111,9 @@ def follow(spec: Spec, plan, prepared, machine, record):
     if latest:
         trainer.resume(latest)
         say(f"resuming {record.folder} at step {trainer.step} of {plan.steps}")
-    record.start(trainer.step)
+    if machine.is_main:
+        prepared.tokenizer.save(record.folder)
+    record.start(trainer.step, describe_run(spec, plan, prepared.meta, machine), spec.track)
     outcome = trainer.run()
     record.finish(outcome.status, outcome.reason)
     return outcome

@@ -130,7 +130,7 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Record the validation metrics; keep the best weights. Raises Diverged."""
-        values = evaluate(self.net, self.validation, self.machine)
+        values = evaluate(self.model, self.validation, self.machine)  # shapes vary: never compiled
         self.latest.update(values)
         self.record.log(self.step, {**self.position, **values})
         if not math.isfinite(values["val/loss"]):

@@ -1,0 +1,155 @@
+"""Killed at any moment and started again, a run ends as one never killed: bitwise the same weights
+and the same record."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tiny import (ROOT, command, environment, equal_weights, final_weights, metrics, only_run, start,
+                  without_times, write_spec)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run of 60 steps that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("straight")
+    done = command(write_spec(folder, train__steps=60))
+    assert done.returncode == 0, done.stderr
+    return only_run(folder)
+
+
+def wait_for_step(run_dir, step, process, seconds=60):
+    deadline = time.time() + seconds
+    while time.time() < deadline and process.poll() is None:
+        files = list(run_dir.glob("*/metrics.jsonl"))
+        rows = files[0].read_text().splitlines(keepends=True) if files else []
+        whole = [json.loads(r) for r in rows if r.endswith("\n")]
+        if whole and whole[-1]["step"] >= step:
+            return
+        time.sleep(0.005)
+
+
+def test_sigkill_at_several_moments_changes_no_bit(straight, tmp_path):
+    spec = write_spec(tmp_path, train__steps=60, data__cache=str(straight.parent.parent / "data"))
+    for step in (0, 17, 18, 41):
+        process = start(spec)
+        wait_for_step(tmp_path / "runs", step, process)
+        process.kill()
+        process.wait()
+    done = command(spec)
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path)
+    assert run.name == straight.name  # identity is free of folders
+    assert equal_weights(final_weights(run), final_weights(straight))
+    assert without_times(metrics(run)) == without_times(metrics(straight))
+    assert (run / "samples.jsonl").read_text() == (straight / "samples.jsonl").read_text()
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130),
+                                          (signal.SIGUSR1, 138)])
+def test_a_signal_saves_and_the_same_command_continues(straight, tmp_path, number, code):
+    cache = straight.parent.parent / "data"
+    spec = write_spec(tmp_path, train__steps=60, data__cache=str(cache),
+                      track__checkpoint_interval=0)
+    process = start(spec)
+    wait_for_step(tmp_path / "runs", 8, process)
+    process.send_signal(number)
+    assert process.wait(30) == code
+    run = only_run(tmp_path)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "preempted"
+    saved = sorted((run / "checkpoints").glob("step-*.pt"))
+    assert saved and 0 < torch.load(saved[-1], weights_only=True)["step"] < 60
+    assert command(spec).returncode == 0
+    assert equal_weights(final_weights(run), final_weights(straight))
+
+
+def test_a_finished_run_does_nothing_again(straight):
+    before = {p: p.stat().st_mtime_ns for p in straight.rglob("*") if p.is_file()}
+    done = command(straight.parent.parent / "tiny.yaml")
+    assert done.returncode == 0 and "nothing to do" in done.stdout
+    assert before == {p: p.stat().st_mtime_ns for p in straight.rglob("*") if p.is_file()}
+
+
+def test_two_processes_under_torchrun_train_the_same_losses(straight, tmp_path):
+    """gloo, 2 ranks; no dropout, whose masks differ between ranks by design."""
+    specs = {}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        specs[name] = write_spec(tmp_path / name, model__dropout=0.0,
+                                 data__cache=str(straight.parent.parent / "data"))
+    assert command(specs["one"]).returncode == 0
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                           "--nproc_per_node=2", str(ROOT / "run.py"), str(specs["two"])],
+                          cwd=tmp_path, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (metrics(only_run(tmp_path / name)) for name in specs)
+    assert [r["step"] for r in one] == [r["step"] for r in two]
+    for a, b in zip(one, two, strict=True):
+        for key in ("train/loss", "val/loss", "val/loss_se", "grad_norm"):
+            assert a.get(key) == pytest.approx(b.get(key), rel=2e-5), (key, a, b)
+
+
+def test_a_second_process_on_the_same_folder_is_refused(straight, tmp_path):
+    spec = write_spec(tmp_path, train__steps=3000,
+                      data__cache=str(straight.parent.parent / "data"))
+    first = start(spec)
+    try:
+        wait_for_step(tmp_path / "runs", 4, first)
+        second = command(spec)
+        assert second.returncode == 2 and len(second.stderr.splitlines()) == 1
+        assert only_run(tmp_path).name in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_broken_and_foreign_checkpoints_are_refused_in_one_line(straight, tmp_path):
+    cache = str(straight.parent.parent / "data")
+    spec = write_spec(tmp_path, data__cache=cache)
+    assert command(spec).returncode == 0
+    run = only_run(tmp_path)
+    os.remove(run / "summary.json")  # not finished any more
+    last = sorted((run / "checkpoints").glob("step-*.pt"))[-1]
+    whole = last.read_bytes()
+    foreign = sorted((straight / "checkpoints").glob("step-*.pt"))[-1].read_bytes()
+    for content, says in [(whole[:len(whole) // 2], "truncated"), (b"", "truncated"),
+                          (b"hello" * 100, "truncated"), (foreign, "another spec")]:
+        last.write_bytes(content)
+        done = command(spec)
+        assert done.returncode == 2 and says in done.stderr and last.name in done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+    last.unlink()  # what the line advises: it goes on from the one before
+    assert command(spec).returncode == 0
+    assert last.read_bytes()
+
+
+def test_branches_equal_runs_trained_straight_to_their_horizon(straight, tmp_path):
+    common = dict(optim__schedule="wsd", optim__warmup_tokens=256, optim__decay=0.25,
+                  data__cache=str(straight.parent.parent / "data"))
+    steps = {"short": 24, "middle": 40, "long": 60}
+    tokens = {k: v * 128 for k, v in steps.items()}
+    folders = {}
+    for name in ("short", "middle", "trunk"):
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+    base = {"train__steps": None, **common}
+    for name in ("short", "middle"):
+        assert command(write_spec(folders[name], train__tokens=tokens[name],
+                                  **base)).returncode == 0
+    done = command(write_spec(folders["trunk"], train__tokens=tokens["long"],
+                              train__branches=[tokens["short"], tokens["middle"]], **base))
+    assert done.returncode == 0, done.stderr
+    runs = {p.name: p for p in (folders["trunk"] / "runs").iterdir()}
+    assert len(runs) == 3
+    for name in ("short", "middle"):
+        alone = only_run(folders[name])
+        branch = runs[alone.name]  # the same spec, hence the same run
+        assert equal_weights(final_weights(branch), final_weights(alone))
+        last = [m[-1] for m in (metrics(branch), metrics(alone))]
+        assert last[0]["val/loss"] == last[1]["val/loss"]
+        assert metrics(branch)[0]["step"] == 0  # with the trunk's history before it
