@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slm.cost import auto_loss
 from slm.errors import UserError
 
 IMPLEMENTATIONS = ("plain", "chunked", "torch")
-LARGE_VOCAB = 16_384
 CHUNK_TOKENS = {"cpu": 256}          # a chunk re-reads the head's gradient: 256-512 is best on CPU
 CHUNK_TOKENS_GPU = 4096              # fills a GPU; 0.8 GB of float32 logits at a 50k vocabulary
 
@@ -25,9 +25,9 @@ def choose_loss(name: str, device_type: str, vocab_size: int) -> tuple[str, str]
     Raises UserError for an unknown name, or for 'torch' where this torch has no such function.
     """
     if name == "auto":
-        if device_type == "cpu" and vocab_size >= LARGE_VOCAB:
+        if auto_loss(device_type, vocab_size) == "chunked":
             return "chunked", f"vocabulary of {vocab_size:,} on CPU: logits in chunks of 256 tokens"
-        return "plain", "fastest here"
+        return "plain", "no large vocabulary" if device_type == "cpu" else "compiles into one graph"
     if name not in IMPLEMENTATIONS:
         raise UserError(f"device.loss={name!r} is not one of auto, {', '.join(IMPLEMENTATIONS)}")
     if name == "torch" and not hasattr(F, "linear_cross_entropy"):
@@ -73,50 +73,54 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
 
 def chunked(h: Tensor, w: Tensor, targets: Tensor, reduction: str) -> Tensor:
     """h (n, d), w (v, d), targets (n,) -> scalar or (n,)."""
+    need_grads = torch.is_grad_enabled() and (h.requires_grad or w.requires_grad)
     dtype = autocast_dtype(h)
     with torch.autocast(h.device.type, enabled=False):
-        h, w = h.to(dtype), w.to(dtype)
-        need_grads = torch.is_grad_enabled() and (h.requires_grad or w.requires_grad)
-        return ChunkedLoss.apply(h, w, targets, reduction, need_grads)
+        return ChunkedLoss.apply(h, w, targets, dtype, reduction, need_grads)
 
 
 class ChunkedLoss(torch.autograd.Function):
     """Linear head and cross-entropy, a chunk of tokens at a time: no more than one chunk's logits
-    exist, and since a chunk's gradient is made while its logits are there, nothing is computed
-    twice (as in Liger-Kernel and torch's linear_cross_entropy)."""
+    exist, in one buffer that is used again, and since a chunk's gradient is made while its logits
+    are there, nothing is computed twice (as in Liger-Kernel and torch's linear_cross_entropy)."""
 
     @staticmethod
-    def forward(ctx, h: Tensor, w: Tensor, targets: Tensor, reduction: str,
+    def forward(ctx, h: Tensor, w: Tensor, targets: Tensor, dtype: torch.dtype, reduction: str,
                 need_grads: bool) -> Tensor:
-        n = h.shape[0]
-        loss = torch.zeros(n, device=h.device, dtype=torch.promote_types(h.dtype, torch.float32))
-        counted = targets != -1                                              # (n,)
-        weight = 1 / counted.sum().to(loss.dtype)      # 1/0 = inf, 0 * inf = nan: as F.cross_entropy
+        n, exact = h.shape[0], torch.promote_types(dtype, torch.float32)
+        chunk = min(n, CHUNK_TOKENS.get(h.device.type, CHUNK_TOKENS_GPU))
+        loss = torch.empty(n, device=h.device, dtype=exact)
+        counted = (targets != -1)[:, None].to(exact)                         # (n, 1)
         dh = torch.empty_like(h) if need_grads else None
-        dw = torch.zeros_like(w, dtype=loss.dtype) if need_grads else None
-        for rows in torch.arange(n).split(CHUNK_TOKENS.get(h.device.type, CHUNK_TOKENS_GPU)):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            hc, keep = h[part], counted[part]
-            target = targets[part].clamp(min=0)[:, None]
-            logits = at_least_float32(hc @ w.T)                              # (chunk, v)
-            log_z = logits.logsumexp(dim=-1, keepdim=True)
-            loss[part] = ((log_z - logits.gather(1, target)).squeeze(1)) * keep
+        dw = torch.zeros_like(w, dtype=exact) if need_grads else None
+        w = w.to(dtype)
+        buffer = torch.empty(chunk, w.shape[0], device=h.device, dtype=dtype)
+        for start in range(0, n, chunk):
+            part = slice(start, min(start + chunk, n))
+            hc, keep, target = h[part].to(dtype), counted[part], targets[part, None].clamp(min=0)
+            e = torch.mm(hc, w.T, out=buffer[:len(hc)]).to(exact)            # logits (chunk, v)
+            chosen, top = e.gather(1, target), e.amax(dim=1, keepdim=True)
+            z = e.sub_(top).exp_().sum(dim=1, keepdim=True)
+            loss[part] = ((z.log() + top - chosen) * keep).squeeze(1)
             if need_grads:
-                p = logits.sub_(log_z).exp_()                                # softmax, in place
-                p.scatter_add_(1, target, torch.full_like(log_z, -1.0))
-                p = p.mul_((keep * weight)[:, None]).to(h.dtype)
-                torch.mm(p, w, out=dh[part])
-                dw.addmm_(p.T, hc) if dw.dtype == h.dtype else dw.add_(p.T @ hc)
-        ctx.grads = (dh, dw)
-        return loss if reduction == "none" else loss.sum() * weight
+                e.scatter_add_(1, target, -z)   # e / z: softmax - onehot, the gradient of the logits
+                if dtype != exact:              # z may exceed the range of float16
+                    e, z = e.div_(z).to(dtype), 1
+                row = keep / z                  # applied to (chunk, d), which is smaller
+                dh[part] = (e @ w) * row
+                hc = (hc * row).to(dtype)
+                dw.addmm_(e.T, hc) if dtype == exact else dw.add_(e.T @ hc)
+        ctx.grads, ctx.weight = (dh, dw), 1 / counted.sum()
+        return loss if reduction == "none" else loss.sum() * ctx.weight
 
     @staticmethod
     def backward(ctx, upstream: Tensor):
         if ctx.grads is None:
             raise RuntimeError("the chunked loss can be differentiated once")
         (dh, dw), ctx.grads = ctx.grads, None
+        factor = upstream * ctx.weight       # here, not in the forward: 1/n would underflow in fp16
         # in place: a second copy of dw would cost as much memory as the head
-        return dh.mul_(upstream), dw.mul_(upstream), None, None, None
+        return dh.mul_(factor), dw.mul_(factor), None, None, None, None
 
 
 def torch_chunked(h: Tensor, w: Tensor, targets: Tensor, reduction: str) -> Tensor:

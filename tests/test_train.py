@@ -76,7 +76,7 @@ def test_initial_loss_is_that_of_guessing_and_the_floor_is_never_undercut(train)
     vals = [m for m in metrics(folder) if "val/loss" in m]
     assert code == 0 and vals[0]["val/loss"] == pytest.approx(math.log(512), abs=0.1)
     assert vals[-1]["val/loss"] < vals[0]["val/loss"] - 1
-    assert all(m["val/loss"] > m["val/floor"] > 0.3 for m in vals)
+    assert all(m["val/loss"] > m["val/floor"] > 0.1 for m in vals)
     assert vals[-1]["val/perplexity"] == pytest.approx(math.exp(vals[-1]["val/loss"]))
 
 
@@ -103,7 +103,7 @@ def test_under_an_agent_divergence_is_a_result_and_no_failure(train, monkeypatch
 
 
 def test_patience_and_time_limit_stop_early_and_count_as_finished(train):
-    code, folder = train(optim__lr=1e-9, train__steps=500, train__patience=3)
+    code, folder = train(optim__lr=1e-13, train__steps=500, train__patience=3)
     last = summary(folder)
     assert code == 0 and last["status"] == "finished" and "3 evaluations" in last["reason"]
     assert metrics(folder)[-1]["step"] < 100

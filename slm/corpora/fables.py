@@ -1,53 +1,53 @@
 """Fables: an endless corpus of short children's stories whose exact probabilities are known.
 
-Story i is a pure function of (seed, i). A world of `facts` subjects (a name and what is true of
-it: kind, home, food, ...) is drawn once from the seed; each story is about two of them, met with
-Zipf frequencies, so there is always a rarer subject left to learn. The grammar is unambiguous, so
--log p of a story given the world is the sum over the choices that made it, and its mean, the floor
-of any model's loss, is an exact finite sum.
+Story i is a pure function of (seed, i). A world of `facts` subjects (a name, a species and what is
+true of it: home, food, colour, ...) is drawn once from the seed. Each story is about two of them:
+the hero is subject k with probability proportional to (k + 1) ** -zipf, the friend likewise among
+those of another name, so there is always a rarer subject left to learn. The grammar is
+unambiguous, so -log p of a story given the world is a sum over the choices that made it, and its
+mean, the floor of any model's loss, is an exact finite sum.
 """
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
+import math
 import struct
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Iterator
 
 from slm.corpora import fables_grammar as language
-from slm.corpora.fables_engine import Derivation, Grammar, Mention, Table, identify
+from slm.corpora.fables_engine import Derivation, Grammar, Mention
+from slm.corpora.fables_weights import Table
 from slm.errors import UserError
 
-VERSION = 1  # raise when the same parameters begin to give other text (words and rules are hashed)
+VERSION = 1  # raise when the same words and rules begin to give other text
 VAL_START = 2 ** 40  # validation stories are counted from here
-MAX_CHOICES = 64  # 64-bit random numbers at hand for one story; a test shows that none needs more
+MAX_CHOICES = 40  # random numbers at hand for one story; a test shows that none needs more
+_NUMBERS = struct.Struct(f"<{MAX_CHOICES}Q")
 
 
 @dataclass(frozen=True)
 class Slip:
-    """One thing a text says that its own story or the world says otherwise."""
+    """One thing that a text says and its own story or the world says otherwise."""
     position: int  # characters from the beginning
     variable: str  # hero, friend, thing, spot, ...
-    form: str  # '' a name or the thing itself; species, home, food, ... a fact; she, her ... gender
+    form: str  # '' a name or the thing itself; 'species'; 'home', 'a trait', ... a fact; 'she', ...
     said: str
-    expected: str | None  # None: nobody and nothing in the world is called so
-
-    @property
-    def is_fact(self) -> bool:
-        return fact_of(self.form) is not None
+    expected: str | None  # None: nobody in the world is called so
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What the grammar says of a text, e.g. one that a model wrote."""
-    parsed: bool  # a whole story as far as the wording goes
+    parsed: bool  # a whole story, as far as the wording goes
     position: int  # characters until it leaves the grammar; len(text) if it does not
-    unfinished: bool  # stopped in the middle of what could become a story
-    facts: int  # facts told about known subjects (each once a story and subject)
-    facts_right: int  # of these, how many agree with the world
-    slips: tuple[Slip, ...]  # wrong facts, changed names, things, places, genders; in text order
+    unfinished: bool  # it ends in the middle of what could become a story
+    facts: int  # facts told about subjects of this world, each once per subject
+    facts_right: int  # how many of these agree with the world
+    slips: tuple[Slip, ...]  # wrong facts; changed names, things, places, genders; in text order
 
     @property
     def consistent(self) -> bool:
@@ -55,7 +55,13 @@ class Verdict:
 
 
 class Fables:
-    """The generated corpus. Raises UserError where the parameters allow no stories."""
+    """The generated corpus.
+
+    Args: seed of the world and its stories; stories, val_stories: documents of each split; facts:
+        subjects of the world; zipf: exponent of their frequencies, 0 for even.
+    Raises: UserError: fewer than two facts or more than there are names for, an exponent that
+        leaves facts unmet.
+    """
 
     name = "fables"
     floor_known = True
@@ -63,49 +69,61 @@ class Fables:
     def __init__(self, seed: int = 0, stories: int = 20_000, val_stories: int = 500,
                  facts: int = 1000, zipf: float = 1.0):
         if facts < 2:
-            raise UserError(f"data.fables.facts={facts}: a story needs two subjects; use at least 2")
-        if facts ** -zipf < 1e-200:
-            raise UserError(f"data.fables.zipf={zipf}: the rarest of {facts} facts would never be"
-                            " met; use a smaller exponent")
+            raise UserError(f"data.fables.facts = {facts}: a story is about two; at least 2")
+        if zipf * math.log(facts) > 400:
+            raise UserError(f"data.fables.zipf = {zipf}: the rarest of {facts} facts would never be"
+                            f" met; at most {400 / math.log(facts):.0f}")
         self.seed, self.stories, self.val_stories = seed, stories, val_stories
         self.facts, self.zipf = facts, zipf
         columns = world(seed, facts)
         subjects = Table(columns, [(k + 1) ** -zipf for k in range(facts)],
-                         _numbered(columns[""]), "[A-Z][a-z]+")
+                         groups=_numbered(columns[""]), open_name="[A-Z][a-z]+")
         self.grammar = Grammar(language.RULES, {**language.TABLES, "subject": subjects},
                                language.ALIASES)
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 (hex) of all that the text depends on."""
-        tables = {name: (t.columns, t.weights.p) for name, t in language.TABLES.items()}
-        everything = [VERSION, language.RULES, tables, language.FACTS, language.SPECIES,
-                      language.NAMES, language.NAME_STARTS, language.NAME_MIDDLES,
-                      language.NAME_ENDS, self.seed, self.stories, self.val_stories, self.facts, float(self.zipf)]
+        everything = [VERSION, language.RULES, language.WORDS, language.WORD_EXPONENT,
+                      language.FACTS, language.SPECIES, language.NAMES, language.NAME_STARTS,
+                      language.NAME_MIDDLES, language.NAME_ENDS, self.seed, self.stories,
+                      self.val_stories, self.facts, float(self.zipf)]
         return hashlib.sha256(json.dumps(everything).encode()).hexdigest()
 
     def derivation(self, i: int) -> Derivation:
         """Text, surprisal (nats) and choices of story i."""
-        numbers = iter(_NUMBERS.unpack(_hash(f"story {self.seed} {i}", 8 * MAX_CHOICES)))
+        numbers = iter(_NUMBERS.unpack(_hash(f"story {self.seed} {i}", _NUMBERS.size)))
         return self.grammar.derive(
             lambda weights, taken: weights.pick((next(numbers) >> 11) * 2.0 ** -53, taken))
 
     def story(self, i: int) -> str:
-        """Story i, any i >= 0: training stories are 0, 1, ...; validation ones VAL_START, ..."""
+        """Story i, any i >= 0: training stories are 0, 1, ..., validation ones VAL_START, ..."""
         return self.derivation(i).text
 
-    def indices(self, split: str) -> range:
-        """The numbers of the stories of a split, 'train' or 'val'."""
-        return {"train": range(self.stories),
-                "val": range(VAL_START, VAL_START + self.val_stories)}[split]
+    def derivations(self, split: str) -> Iterator[Derivation]:
+        """The stories of a split ('train' or 'val') with their surprisal.
+
+        Validation stories are drawn from exactly the grammar's distribution. A training story
+        whose text is one of theirs is passed over (very rare, see collision()) and one more is
+        drawn at the end, so the splits never share a story and the floor stays exact.
+        """
+        if split == "val":
+            yield from map(self.derivation, range(VAL_START, VAL_START + self.val_stories))
+            return
+        fresh = (d for d in map(self.derivation, itertools.count()) if d.text not in self._val)
+        yield from itertools.islice(fresh, self.stories)
+
+    @cached_property
+    def _val(self) -> frozenset[str]:
+        return frozenset(self.documents("val"))
 
     def documents(self, split: str) -> Iterator[str]:
         """The stories of a split, one by one."""
-        return map(self.story, self.indices(split))
+        return (d.text for d in self.derivations(split))
 
     def surprisals(self, split: str) -> Iterator[float]:
         """Exact -log p (nats) of each story of documents(split)."""
-        return (self.derivation(i).nats for i in self.indices(split))
+        return (d.nats for d in self.derivations(split))
 
     def entropy(self) -> float:
         """Exact expected surprisal of a story given the world, in nats."""
@@ -122,62 +140,80 @@ class Fables:
     def surprisal(self, text: str) -> float:
         """-log p of any text in nats, found by parsing; inf where it is no story of this world."""
         parses = self.grammar.parses(text)
-        return parses[0].nats if parses else float("inf")
+        return parses[0].nats if parses else math.inf
 
     def subject(self, k: int) -> dict[str, str]:
-        """What is true of the subject met k-th most often: name, she, species, home, food, ..."""
+        """What is true of the subject met k-th most often: name, species, home, food, ..."""
         columns = self.grammar.tables["subject"].columns
         return {form or "name": column[k] for form, column in columns.items()}
+
+    def fact_nats(self) -> list[float]:
+        """By subject: nats a story, exact, that a reader loses on average who knows all but the
+        facts of this subject. Facts are drawn evenly, so the first telling of one costs such a
+        reader the log of the number of values it may have."""
+        told = {v: sum(math.log(len(values)) * self.grammar.mentions(
+                    lambda slot: slot.variable == v and fact_of(slot.form) == fact)
+                    for fact, values in language.FACTS.items()) for v in language.ALIASES}
+        weights = self.grammar.tables["subject"].weights
+        return [p * told["hero"] + q * told["friend"] for p, q in zip(weights.p, weights.second())]
 
     def check(self, text: str) -> Verdict:
         """How far a text keeps to the grammar, and whether names, things and facts agree."""
         reading = self.grammar.read(text, open_names=True)
-        mentions = [m for m in (reading.trails or [reading.trail])[0] if type(m) is Mention]
         by_variable: dict[str, list[Mention]] = {}
-        for m in mentions:
-            by_variable.setdefault(m.slot.variable, []).append(m)
-        slips, told, owners = [], {}, {}
-        for variable, ms in by_variable.items():
-            slips += _slips(ms, told)
-            owner = (ms[0].slot.table_name, ms[0].said.lower())
-            if ms[0].slot.form == "" and owners.setdefault(owner, variable) != variable:
-                slips.append(Slip(ms[0].position, variable, "", ms[0].said, "another"))
-        slips.sort(key=lambda slip: slip.position)
+        for m in (reading.trails or [reading.trail])[0]:
+            if type(m) is Mention:
+                by_variable.setdefault(m.slot.variable, []).append(m)
+        slips: list[Slip] = []
+        told: dict[tuple[str, str], bool] = {}
+        owners: dict[tuple[str, str], str] = {}
+        for variable, mentions in by_variable.items():
+            slips += _slips(mentions, told)
+            first = next((m for m in mentions if m.slot.form == ""), mentions[0])
+            owner = owners.setdefault((first.slot.table_name, first.said), variable)
+            if owner != variable:
+                slips.append(Slip(first.position, variable, first.slot.form, first.said,
+                                  f"another than the {owner}"))
         parsed = bool(reading.trails)
         return Verdict(parsed, len(text) if parsed else reading.position,
                        not parsed and reading.position == len(text),
-                       len(told), sum(told.values()), tuple(slips))
-
-
-_NUMBERS = struct.Struct(f"<{MAX_CHOICES}Q")
+                       len(told), sum(told.values()),
+                       tuple(sorted(slips, key=lambda slip: slip.position)))
 
 
 def _hash(key: str, size: int) -> bytes:
     return hashlib.shake_128(key.encode()).digest(size)
 
 
+def _numbered(values: list[str]) -> list[int]:
+    """Equal values get equal numbers."""
+    number: dict[str, int] = {}
+    return [number.setdefault(value, len(number)) for value in values]
+
+
 def fact_of(form: str) -> str | None:
-    """The fact that a slot form tells ('A species' -> 'species'), or None."""
-    fact = form[2:] if form[:2] in ("a ", "A ") else form[:1].lower() + form[1:]
+    """The fact that a form of a slot tells ('a trait' -> 'trait'), or None."""
+    fact = form.removeprefix("a ")
     return fact if fact in language.FACTS else None
 
 
-def _slips(mentions: list[Mention], told: dict) -> list[Slip]:
+def _slips(mentions: list[Mention], told: dict[tuple[str, str], bool]) -> list[Slip]:
     """Mentions of one variable that disagree with the entry it was given; adds to `told` whether
     each fact was told right, by (variable, fact)."""
-    fits: set[int] | None = None
-    slips, naming = [], [m for m in mentions if m.slot.form in ("", "a", "species", "a species")]
+    naming = [m for m in mentions if m.slot.form.removeprefix("a ") in ("", "a", "species")]
+    fits, strange = None, None
     for m in naming:
         here = set(m.slot.where.get(m.said, ()))
-        if fits is None:
-            fits = here
-        elif fits & here:
-            fits &= here
-    if not fits:
-        return [Slip(m.position, m.slot.variable, "", m.said, None) for m in naming]
-    if len(fits) > 1:  # the text ends or goes wrong before it says which
-        return []
+        both = here if fits is None else fits & here
+        if both:
+            fits = both
+        else:
+            strange = strange or m
+    if not fits or len(fits) > 1:  # nobody of this world, or the text does not say who
+        return [Slip(strange.position, strange.slot.variable, strange.slot.form, strange.said,
+                     None)] if strange else []
     k = fits.pop()
+    slips = []
     for m in mentions:
         fact, right = fact_of(m.slot.form), m.slot.column[k] == m.said
         if fact:
@@ -187,15 +223,9 @@ def _slips(mentions: list[Mention], told: dict) -> list[Slip]:
     return slips
 
 
-def _numbered(values: list[str]) -> list[int]:
-    """Equal values get equal numbers."""
-    number: dict[str, int] = {}
-    return [number.setdefault(value, len(number)) for value in values]
-
-
 def world(seed: int, facts: int) -> dict[str, list[str]]:
     """The table of subjects: form -> one string per subject. Subject k is the same however many
-    there are; the first take the plain names."""
+    there are."""
     who = subjects(seed, facts)
     columns = {"": [name for name, _, _ in who], "species": [species for _, _, species in who]}
     for form, pair in language.PRONOUNS.items():
@@ -208,7 +238,11 @@ def world(seed: int, facts: int) -> dict[str, list[str]]:
 
 
 def subjects(seed: int, count: int) -> list[tuple[str, int, str]]:
-    """`count` different (name, gender 0 she 1 he, species), in an order drawn from the seed."""
+    """`count` different (name, gender 0 she 1 he, species), in an order drawn from the seed; the
+    plain names first.
+
+    Raises: UserError: there are not so many.
+    """
     found: list[tuple[str, int, str]] = []
     for names in _name_lists():
         more = list(itertools.product(names.items(), language.SPECIES))
@@ -217,11 +251,11 @@ def subjects(seed: int, count: int) -> list[tuple[str, int, str]]:
         found += [(name, gender, species) for (name, gender), species in more]
         if len(found) >= count:
             return found[:count]
-    raise UserError(f"data.fables.facts={count}: there are only {len(found)} subjects")
+    raise UserError(f"data.fables.facts = {count}: there are only {len(found)} subjects")
 
 
 def _name_lists() -> Iterator[dict[str, int]]:
-    """Names with their gender: plain ones, then two and three syllables."""
+    """Names with their gender: plain ones, then two syllables, then three."""
     names = {name: gender for gender, some in enumerate(language.NAMES) for name in some}
     yield names
     known = set(names)

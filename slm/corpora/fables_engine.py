@@ -16,114 +16,12 @@ import itertools
 import math
 import re
 from bisect import bisect_right
+from functools import cached_property
 from typing import Callable, Iterator, NamedTuple, Sequence
 
-MUTE_H = ("hour", "honest")  # written with a consonant, spoken with a vowel
+from slm.corpora.fables_weights import Table, Weights
+
 Choose = Callable[["Weights", tuple], int]
-
-
-class Weights:
-    """A finite distribution, drawn from whole or without replacement.
-
-    groups: a number per entry; once an entry is drawn, no entry of its group is drawn again
-    (left out: each entry is a group of its own). `taken` below is a tuple of group numbers.
-    Sums run from the last entry up: with weights in falling order, what is left beside a very
-    likely first entry keeps its digits.
-    """
-
-    def __init__(self, weights: Sequence[float], groups: Sequence[int] | None = None):
-        total = math.fsum(weights)
-        self.p = [w / total for w in weights]
-        self.nats = [-math.log(p) for p in self.p]
-        self.group = list(range(len(self.p)) if groups is None else groups)
-        self.members: dict[int, list[int]] = {}
-        for i, g in enumerate(self.group):
-            self.members.setdefault(g, []).append(i)
-        self._mass = self._tail(self.p)
-        self._plogp = self._tail([p * h for p, h in zip(self.p, self.nats)])
-        self._square = self._tail([p * p for p in self.p])
-        self._rising = self._mass[::-1]
-        self._rest: dict[tuple, tuple] = {}
-
-    @staticmethod
-    def _tail(values: list[float]) -> list[float]:
-        return list(itertools.accumulate(reversed(values), initial=0.0))[::-1]
-
-    def _left(self, taken: tuple) -> tuple[list[tuple[int, int]], float]:
-        """The runs [a, b) of entries that are left, last first, and their mass."""
-        if taken not in self._rest:
-            out = sorted(i for g in taken for i in self.members[g])
-            runs = [(a, b) for a, b in zip([0, *(i + 1 for i in out)], [*out, len(self.p)]) if a < b]
-            self._rest[taken] = runs[::-1], sum(self._mass[a] - self._mass[b] for a, b in runs)
-        return self._rest[taken]
-
-    def pick(self, u: float, taken: tuple = ()) -> int:
-        """Entry for a uniform number u in [0, 1)."""
-        if not taken:
-            return len(self.p) - min(bisect_right(self._rising, u * self._mass[0]), len(self.p))
-        runs, left = self._left(taken)
-        x = u * left
-        for a, b in runs:
-            size = self._mass[a] - self._mass[b]
-            if x < size:
-                break
-            x -= size
-        i = len(self.p) - bisect_right(self._rising, x + self._mass[b])
-        return min(max(i, a), b - 1)  # rounding must not leave the run
-
-    def surprisal(self, i: int, taken: tuple = ()) -> float:
-        """-log p of entry i, in nats."""
-        return self.nats[i] + math.log(self._left(taken)[1]) if taken else self.nats[i]
-
-    def joint(self, draws: int, taken: tuple = ()) -> tuple[float, float]:
-        """Entropy (nats) of `draws` entries drawn without replacement, and the probability that
-        two such sequences are the same. O(n groups ** (draws - 1)); equal weights: O(draws)."""
-        if draws == 0:
-            return 0.0, 1.0
-        if len(self.members) == len(self.p) and max(self.p) == min(self.p):
-            ways = [len(self.p) - len(taken) - j for j in range(draws)]
-            return sum(map(math.log, ways)), 1.0 / math.prod(ways)
-        runs, left = self._left(taken)
-        if draws == 1:
-            plogp, square = (sum(t[a] - t[b] for a, b in runs) for t in (self._plogp, self._square))
-            return plogp / left + math.log(left), square / left ** 2
-        entropy = same = 0.0
-        for g in self.members.keys() - set(taken):
-            later, again = self.joint(draws - 1, (*taken, g))
-            for q in (self.p[i] / left for i in self.members[g]):
-                entropy += q * (later - math.log(q))
-                same += q * q * again
-        return entropy, same
-
-
-class Table:
-    """Words or things by frequency. `columns` maps a form to one string per entry; the form ''
-    names the entry. `open_name`: a pattern for names the table does not know (reading only)."""
-
-    def __init__(self, columns: dict[str, list[str]], weights: Sequence[float],
-                 groups: Sequence[int] | None = None, open_name: str | None = None):
-        self.columns, self.weights = columns, Weights(weights, groups)
-        self.open_name = re.compile(open_name) if open_name else None
-
-    def column(self, form: str) -> list[str]:
-        if form in self.columns:
-            return self.columns[form]
-        if form[:1].isupper():
-            return [s[0].upper() + s[1:] for s in self.column(form[0].lower() + form[1:])]
-        if form == "a" or form.startswith("a "):
-            return [article(s) for s in self.column(form[2:])]
-        raise KeyError(form)
-
-
-def article(word: str) -> str:
-    """'an otter', 'a fox', 'an honest'."""
-    return ("an " if word[0] in "aeiou" or word.startswith(MUTE_H) else "a ") + word
-
-
-def words(entries: str, exponent: float = 0.0) -> Table:
-    """A table of comma-separated entries; entry i has weight (i + 1) ** -exponent."""
-    column = [entry.strip() for entry in entries.split(",")]
-    return Table({"": column}, [(i + 1) ** -exponent for i in range(len(column))])
 
 
 class Slot:
@@ -191,10 +89,14 @@ class Grammar:
             rule.weights = Weights([float(w or 1) for w, _ in split])
             rule.alternatives = tuple(self._compile(template) for _, template in split)
         self.start = next(iter(self.rules.values()))
-        self.words = {w for s in itertools.chain(
-            (p for r in self.rules.values() for a in r.alternatives for p in a if type(p) is str),
-            (s for slot in self._slots.values() for s in slot.where))
-            for w in re.findall("[A-Za-z]+", s)}
+
+    @cached_property
+    def words(self) -> set[str]:
+        """Every word that a story may have."""
+        parts = (p for r in self.rules.values() for a in r.alternatives for p in a)
+        texts = itertools.chain((p for p in parts if type(p) is str),
+                                (said for slot in self._slots.values() for said in slot.where))
+        return {word for text in texts for word in re.findall("[A-Za-z]+", text)}
 
     def _compile(self, template: str) -> tuple:
         parts = []
@@ -313,6 +215,20 @@ class Grammar:
             entropy, same = entropy + h, same + s
         return entropy, same
 
+    def mentions(self, wanted: Callable[[Slot], bool]) -> float:
+        """Exact probability that a story has at least one of the wanted slots."""
+        memo: dict[str, float] = {}
+
+        def silent(part: str | Slot | Rule) -> float:
+            if type(part) is not Rule:
+                return float(not (type(part) is Slot and wanted(part)))
+            if part.name not in memo:
+                memo[part.name] = sum(p * math.prod(map(silent, parts))
+                                      for p, parts in zip(part.weights.p, part.alternatives))
+            return memo[part.name]
+
+        return 1.0 - silent(self.start)
+
     def read(self, text: str, open_names: bool = False) -> Reading:
         """All readings of the wording: a slot may say any entry, a later mention another one.
         open_names: also names that no table has (where the word is not one of the grammar's)."""
@@ -324,13 +240,12 @@ class Grammar:
             while todo:
                 part, todo = todo
                 if type(part) is Rule:
-                    branches = []
-                    for i, parts in enumerate(part.alternatives):
+                    for i in reversed(range(len(part.alternatives))):
                         then = todo
-                        for p in reversed(parts):
+                        for p in reversed(part.alternatives[i]):
                             then = (p, then)
-                        branches.append((at, then, (i, trail) if len(part.alternatives) > 1 else trail))
-                    stack.extend(reversed(branches))
+                        chosen = (i, trail) if len(part.alternatives) > 1 else trail
+                        stack.append((at, then, chosen))
                     break
                 said, length = self._said(part, text, at, open_names)
                 if said is None:

@@ -1,18 +1,20 @@
-"""The words and sentences of the fables, as data: edit here, then run tests/test_fables.py.
+"""The words of the fables and the frame of a story, as data; the plots are in fables_plots.py.
 
-Notation: see slm/corpora/fables_engine.py. Two habits keep derivations unambiguous, and a test
-proves them for the whole grammar: the alternatives of a rule never begin one with the whole of
-another, and whatever is drawn is named in full somewhere. Tables are in order of frequency.
+Notation: see fables_engine.py. Two habits keep derivations unambiguous, and tests/test_fables.py
+proves them for the whole grammar: no alternative of a rule begins with the whole of another, and
+whatever is drawn is named in full somewhere in the story. Entries of tables are in order of
+frequency. Short and common words keep a story within 127 tokens of a small BPE vocabulary.
 """
 from __future__ import annotations
 
-from slm.corpora.fables_engine import Table, words
+from slm.corpora.fables_plots import PLOTS
+from slm.corpora.fables_weights import word_table
 
 # A subject is a name and a species. Names, she and he; where they run out, start + end, then
 # start + middle + end.
 NAMES = ("""Mia Lily Anna Zoe Eva Tina Ella Ida Nora Luna Rosa Nina Pia Tess Uma Vera Ivy Lena Emma
- Clara Maya Dora Sue Kate""".split(), """Tom Ben Sam Max Leo Tim Jack Dan Finn Gus Bob Oscar Hugo
- Otto Paul Rex Ned Sid Theo Jim Noah Felix Bruno Hal""".split())
+ Ada Maya Dora Sue Kate""".split(), """Tom Ben Sam Max Leo Tim Jack Dan Finn Gus Bob Otis Hugo
+ Otto Paul Rex Ned Sid Theo Jim Noah Fred Roy Hal""".split())
 NAME_STARTS = """Mi Lo Ta Be Ki No Ru Pa Zu Fe Da Jo Ne Si Wi Vo Ga Ha Li Mo Po Ra Sa Ti To Ba Bo
  Do Fi Lu Ma Na Ni Pi Ro Te""".split()
 NAME_MIDDLES = """ba be bo da de do ga go ke ko la le lo me mo ne no po re ri ro sa se so te to va
@@ -29,60 +31,60 @@ FACTS = {
     "home": "by the river,by the lake,by the sea,by the pond,by the road,by the mill,by the well,"
             "on the hill,on the island,in the old oak,in the cave,in the woods,in the town,"
             "in the tower,in the valley,in the barn,in the meadow,in the castle,under the bridge,"
-            "under the rock,near the farm,near the beach,near the forest,on the mountain".split(","),
+            "under the rock,near the farm,near the beach,near the forest,in the city".split(","),
     "food": "berries apples nuts pears plums figs grapes peas beans buns cakes pies seeds melons"
-            " cookies lemons roots rolls tarts dates sweets limes eggs peaches".split(),
-    "hobby": "sing dance paint swim climb read run draw bake dig jump cook sew fish hum skip sail"
-             " ride write hop knit row".split(),
-    "colour": "red blue green yellow pink purple orange white brown black grey golden".split(),
+            " cookies lemons roots rolls tarts dates oats limes eggs yams".split(),
+    "hobby": "sing dance paint swim climb read run draw bake dig jump cook sew fish hum spin sail"
+             " ride hike hop knit row".split(),
+    "colour": "red blue green yellow pink purple white brown black grey".split(),
     "fear": "the dark,storms,deep water,dogs,spiders,the wind,bees,tall trees,loud noises,snakes,"
             "bats,ghosts,the sea,fire,ice,wolves".split(","),
     # all of them fit to be said in praise: "You are so brave!"
-    "trait": "kind brave clever happy gentle wise smart polite funny calm strong quick nice fair"
+    "trait": "kind brave clever happy gentle wise smart polite funny calm strong good nice fair"
              " jolly neat".split(),
 }
 
 ALIASES = {"hero": "subject", "friend": "subject"}
 
-TABLES: dict[str, Table] = {
-    "size": words("little, small, young, tiny", 0.7),
-    "weather": words("sunny, warm, cold, windy, rainy, cloudy, hot, cool, wet, fine", 0.4),
-    "look": words("shiny, old, new, big, tiny, soft, round, funny, long, wooden, silver, plain,"
-                  " fine, little, heavy, lovely", 0.3),
-    "thing": words("ball, doll, book, boat, drum, bell, cup, key, ring, lamp, spoon, train, map,"
-                   " crown, coin, shell, sock, shoe, mask, pen, pot, star, horn, clock, box,"
-                   " egg", 0.3),
-    "flyer": words("kite, hat, balloon, scarf, flag, sheet, paper plane, leaf", 0.3),
-    "spot": words("under the bed, in the garden, behind the door, under the table, in the grass,"
-                  " under a bush, on the swing, in the mud, on the bench, in the sand, in a basket,"
-                  " behind a wall, under the stairs, on the shelf, in the hay, in a bag, on a chair,"
-                  " in the sink, behind a stone, in a hole", 0.3),
-    "yard": words("under a tree, by the gate, near the fence, in the park, behind the house,"
-                  " by the path, in the field, on a rock, by the stream, near the wall", 0.3),
-    "count": words("two, three, five, six, seven, ten", 0.4),
-    "shade": words("red, blue, green, pink, purple, white", 0.3),
-    "sight": words("a rainbow, a fair, a swing, a band, a plane, a snowman, a parade, a nest,"
-                   " a puppy", 0.3),
-    "warm": words("hot soup, warm milk, hot tea, warm bread, hot cake, warm pie", 0.3),
-    "high": words("a tall tree, the roof, a high wall, a pole, a branch, the tower", 0.3),
-    "tool": words("a rope, a net, a stick, a ladder, a hook, a pole", 0.3),
-    "plant": words("tree, flower, bush, rose, bean, vine", 0.3),
-    "game": words("ball, tag, catch, cards, chess, house", 0.3),
-    "sound": words("loud, strange, soft, scary, sad, funny, deep", 0.3),
-    "monster": words("monster, ghost, wolf, dragon, giant, witch", 0.3),
-    "load": words("cart, wagon, boat, sled, wheel, truck", 0.3),
-    "mire": words("mud, snow, sand, grass, stream, ditch", 0.3),
-    "goal": words("the gate, the hill, the bridge, the well, the mill, the big tree", 0.3),
-    "hurt": words("knee, foot, leg, arm, toe, nose, tail", 0.3),
-    "glue": words("glue, tape, string, paint, nails, wood", 0.3),
-    "ill": words("a cold, a fever, a cough, a sore foot, a bad tooth, the flu", 0.3),
+# Words that stories draw; entry i has weight (i + 1) ** -WORD_EXPONENT.
+WORD_EXPONENT = 0.3
+WORDS = {
+    "size": "little, small, young, tiny",
+    "weather": "sunny, warm, cold, windy, rainy, cloudy, hot, cool, wet, fine",
+    "look": "shiny, old, new, big, tiny, soft, round, funny, long, wooden, silver, plain, fine, "
+            "little, heavy, small",
+    "thing": "ball, doll, book, boat, drum, bell, cup, key, ring, lamp, spoon, train, map, "
+             "crown, coin, shell, sock, shoe, mask, pen, pot, star, horn, clock, box, egg",
+    "flyer": "kite, hat, balloon, scarf, flag, sheet, plane, leaf",
+    "spot": "under the bed, in the garden, behind the door, under the table, in the grass, "
+            "under a bush, on the swing, in the mud, on the bench, in the sand, in a basket, "
+            "behind a wall, under the rug, on the shelf, in the hay, in a bag, on the path, in "
+            "the bath, behind a stone, in a hole",
+    "yard": "under a tree, by the gate, near the fence, in the park, behind the house, by the "
+            "path, in the field, on a rock, by the stream, near the wall",
+    "count": "two, three, five, six, seven, ten",
+    "shade": "red, blue, green, pink, purple, white",
+    "sight": "a rainbow, a fair, a swing, a band, a plane, a show, a parade, a nest, a puppy",
+    "warm": "hot soup, warm milk, hot tea, warm bread, hot cake, warm pie",
+    "high": "a tall tree, the roof, a high wall, a pole, a branch, the tower",
+    "tool": "a rope, a net, a stick, a hook, a pole, a rake",
+    "plant": "tree, flower, bush, rose, bean, vine",
+    "game": "ball, tag, catch, cards, chase, house",
+    "sound": "loud, strange, soft, scary, sad, funny, deep",
+    "monster": "monster, ghost, wolf, dragon, giant, witch",
+    "load": "cart, wagon, boat, sled, truck, bike",
+    "mire": "mud, snow, sand, grass, stream, ditch",
+    "goal": "the gate, the hill, the bridge, the well, the mill, the big tree",
+    "hurt": "knee, foot, leg, arm, toe, nose, tail",
+    "glue": "glue, tape, string, paint, nails, wood",
+    "ill": "a cold, a fever, a cough, a sore foot, a bad tooth, the flu",
 }
+TABLES = {name: word_table(entries, WORD_EXPONENT) for name, entries in WORDS.items()}
 
-RULES = r"""
+FRAME = r"""
 story:
     5 | <intro>\n<when> <plot>
     1 | <today>\n<soon> <plot>
-
 intro:
     8 | Once upon a time, there was <who>. <told>
     4 | Once upon a time, <who> lived {hero:home}. {hero:She} <loved>
@@ -92,26 +94,22 @@ intro:
     1 | {hero} was {hero:a trait} {hero:species}. <told>
     1 | Far away, {hero:home}, lived <who>. {hero:She} <loved>
     1 | Everyone {hero:home} knew {hero} the {hero:species}. {hero:She} <loved>
-
 today:
     2 | One day, {hero} the {hero:species} was at home {hero:home}. {hero:She} <loved>
     2 | One {weather} day, <who> woke up. <told>
     1 | It was a {weather} day. {hero} the {hero:species} went for a walk {hero:home}.
     1 | It was a {weather} morning {hero:home}, where {hero} the {hero:species} lived.
-
 who:
     4 | {size:a} {hero:species} named {hero}
     2 | {hero:a trait} {hero:species} named {hero}
     1 | {size:a} {hero:species} called {hero}
     1 | {hero:a trait} {hero:species} called {hero}
-
 told:
     2 | {hero:She} lived {hero:home}.
     4 | {hero:She} lived {hero:home} and loved {hero:food}.
     4 | {hero:She} lived {hero:home} and liked to {hero:hobby}.
     1 | {hero:Her} home was {hero:home}.
     1 | {hero:She} <loved>
-
 loved:
     3 | loved to {hero:hobby}.
     3 | loved {hero:food}.
@@ -119,20 +117,17 @@ loved:
     2 | liked to {hero:hobby} and eat {hero:food}.
     1 | could {hero:hobby} very well.
     1 | was known for {hero:her} {hero:colour} hat.
-
 when:
     5 | One day,
     2 | One {weather} day,
     2 | One {weather} morning,
     1 | One night,
     1 | One evening,
-
 soon:
     Soon,
     After a while,
     A little later,
     Before long,
-
 plot:
     5 | <lost>
     5 | <share>
@@ -149,368 +144,24 @@ plot:
     2 | <noise>
     2 | <found>
     2 | <sick>
-
 end:
     4 | They were friends from that day on.
     2 | {hero} and {friend} were happy all day.
     2 | {hero} went to bed with a smile.
     2 | They went home to eat {friend:food}.
     1 | {hero} ran back home {hero:home}.
-    1 | They played {game} every day after that.
+    1 | They played {game} every day.
     1 | {friend} and {hero} laughed and laughed.
     1 | It was the best day ever.
     1 | The end.
-
 comes:
     3 | {friend} the {friend:species}
     1 | {hero:her} friend {friend} the {friend:species}
     1 | {friend:a trait} {friend:species} named {friend}
     1 | {friend:a species} in {friend:a colour} hat named {friend}
-
 brings:
     2 | {friend} the {friend:species}
     1 | Then {friend:a species} called {friend}
-
-lost:
-    {hero} could not find {hero:her} {look} {thing}. <lost_search> <lost_found> <lost_end>
-    {hero} lost {hero:her} {look} {thing}. <lost_search> <lost_found> <lost_end>
-    the {look} {thing} of {hero} was gone. <lost_search> <lost_found> <lost_end>
-
-lost_search:
-    {hero:She} looked {spot} and {spot2}.
-    {hero:She} looked {spot}, but found only a leaf.
-    "Where is my {thing}?" {hero:she} cried. It was not {spot}.
-    {hero:She} was so sad that {hero:she} sat down {yard} and cried.
-    {hero:She} asked everyone, but nobody had seen it.
-
-lost_found:
-    Then {friend} the {friend:species} came by and found it {spot3}.
-    Then <comes> called, "Your {thing} is {spot3}!"
-    {friend}, {friend:a trait} {friend:species}, found the {thing} {spot3}.
-    {friend} the {friend:species}, who lived {friend:home}, had seen it {spot3}.
-    "I saw {thing:a} {spot3}," said {friend} the {friend:species}. There it was!
-
-lost_end:
-    "Thank you, {friend}!" said {hero}, and {hero:she} hugged the {thing}.
-    {hero} was so happy to have the {thing} back that {hero:she} hugged {friend}.
-    "You found it!" said {hero}. {hero:She} gave {friend} some {hero:food}.
-    {hero} thanked {friend} and put the {thing} in a safe place.
-    {hero} and {friend} played with the {thing} until dark.
-    "My {thing}!" said {hero}. <end>
-
-share:
-    {hero} had a basket of {hero:food}. <share_ask> <share_no> <share_yes> <share_end>
-    {hero} picked {count} big {hero:food}. <share_ask> <share_no> <share_yes> <share_end>
-    {hero} sat {yard} to eat {hero:food}. <share_ask> <share_no> <share_yes> <share_end>
-
-share_ask:
-    {friend} the {friend:species} came by. "May I have some?" asked {friend}.
-    {friend}, {friend:a trait} {friend:species}, was hungry and asked for some {hero:food}.
-    {friend} the {friend:species} came from {friend:her} home {friend:home} and was very hungry.
-    Then <comes> came with nothing to eat.
-
-share_no:
-    {hero} did not want to share.
-    "No, they are mine!" said {hero}.
-    At first, {hero} wanted to keep them all.
-    {hero} hid the {hero:food} {spot}.
-
-share_yes:
-    But then {hero:she} felt bad and gave {friend} half.
-    Then {hero} thought, "It is no fun to eat alone."
-    But {friend} looked sad. "Here, take {count2}," said {hero}.
-    Then {hero} smiled and gave {friend} some {hero:food}.
-
-share_end:
-    {hero} learned that it is good to share.
-    {friend} gave {hero} {look:a} {thing} to say thank you.
-    The next day, {friend} shared {friend:food} with {hero}.
-    "You are so {hero:trait}!" said {friend}.
-    <end>
-
-fear:
-    {hero} was sad because {hero:she} was afraid of {hero:fear}. <fear_help> <fear_end>
-    {hero} wanted to play {yard}, but {hero:she} was afraid of {hero:fear}. <fear_help> <fear_end>
-    {hero} had a bad dream about {hero:fear}. <fear_help> <fear_end>
-
-fear_help:
-    <brings> held {hero:her} hand. "I was afraid of {friend:fear} once," said {friend}.
-    "Do not be afraid," said {friend} the {friend:species}. "I will stay with you."
-    "Take my {look} {thing}," said {friend} the {friend:species}. "It will make you brave."
-    "When I am afraid, I {friend:hobby}," said {friend} the {friend:species}. So they did that.
-    {friend}, {friend:a trait} {friend:species}, said, "Let us be brave together."
-
-fear_end:
-    {hero} took a deep breath. Soon {hero:she} was not afraid of {hero:fear} any more.
-    {hero} closed {hero:her} eyes and counted to {count}. It was not so bad!
-    {hero} tried, and {hero:she} did it! "I am not afraid now," said {hero}.
-    {hero:Her} heart beat fast, but {hero} was brave. {friend} was proud of {hero:him}.
-    After that, {hero} felt much better. <end>
-
-gift:
-    it was the birthday of <comes>. <gift_make> <gift_open> <gift_end>
-    {hero} wanted to give {friend} the {friend:species} a gift. <gift_make> <gift_open> <gift_end>
-
-gift_make:
-    {hero} made {friend:him} {look:a} {thing} and put it in a {shade} box.
-    {hero} had no money, so {hero:she} made {look:a} {thing} out of {shade} paper.
-    {hero} knew that {friend} loved {friend:food}, so {hero:she} picked {count} {friend:food}.
-    {friend} liked {friend:colour}, so {hero} made {friend:a colour} scarf.
-    {hero} found {look:a} {thing} for {friend:him} {spot}.
-
-gift_open:
-    {hero:She} took it to {friend}'s home {friend:home}.
-    {friend} opened it and jumped for joy.
-    When {friend} saw it, {friend:she} smiled a big smile.
-    {friend} danced around the house {count2} times.
-
-gift_end:
-    "Thank you, {hero}!" said {friend}. "I love it!"
-    "This is the best gift ever," said {friend}. <end>
-    {friend} gave {hero} a big hug. {hero} felt warm inside.
-    Then they went to {friend:hobby} together. <end>
-
-storm:
-    a big storm came. <storm_bad> <storm_in> <storm_end>
-    dark clouds came and it began to rain. <storm_bad> <storm_in> <storm_end>
-    the wind began to blow hard. <storm_bad> <storm_in> <storm_end>
-
-storm_bad:
-    {hero} got very wet.
-    The wind took {hero}'s {look} {thing} away.
-    {hero} was cold and afraid.
-    The roof of {hero}'s house fell down.
-    {hero} had left {hero:her} {look} {thing} {yard}.
-
-storm_in:
-    {hero:She} ran to {friend} the {friend:species}, who lived {friend:home}.
-    "Come in, {hero}!" called {friend} the {friend:species}.
-    {hero:She} ran to the house of {friend}, {friend:a trait} {friend:species}.
-    <brings> let {hero:him} in.
-
-storm_end:
-    They had {warm} and told stories until the sun came out. <end>
-    {friend} made {warm}, and soon {hero} was not cold any more. <end>
-    {friend} gave {hero} {friend:a colour} blanket and some {warm}. <end>
-    When the storm was over, they saw a rainbow. <end>
-    They played {game} until the storm was over. "You are so {friend:trait}!" said {hero}.
-
-stuck:
-    {hero} had {look:a} {flyer}. <stuck_up> <stuck_try> <stuck_down> <stuck_end>
-    {hero} was playing with {hero:her} {look} {flyer}. <stuck_up> <stuck_try> <stuck_down> <stuck_end>
-
-stuck_up:
-    The wind took it up to {high}.
-    It flew away and got stuck on {high}.
-    It went up, up, up to {high}.
-
-stuck_try:
-    {hero} jumped {count} times, but {hero:she} could not get it.
-    {hero} tried to climb up, but it was too high.
-    "Oh no, my {flyer}!" cried {hero}.
-    {hero} sat down {yard} and cried.
-
-stuck_down:
-    Then <comes> came with {tool}.
-    {friend} the {friend:species} had {tool} at {friend:her} home {friend:home}.
-    {friend}, {friend:a trait} {friend:species}, said, "Let us use {tool}."
-    <brings> ran to get {tool}.
-
-stuck_end:
-    Soon the {flyer} was down. "Thank you, {friend}!" said {hero}.
-    They got the {flyer} back. <end>
-    {friend} got it down. {hero} said, "You are so {friend:trait}!"
-    {hero} was happy and let {friend} play with the {flyer} too.
-    {hero} hugged {hero:her} {flyer} and {friend} hugged {hero}.
-
-promise:
-    {hero} had to take {look:a} {thing} to {friend} the {friend:species}. <promise_see> <promise_go> <promise_end>
-    {hero} told {friend} the {friend:species}, "I will bring you {friend:food}." <promise_see> <promise_go> <promise_end>
-
-promise_see:
-    On the way, {hero:she} saw {sight} and wanted to stop.
-    But then {hero:she} saw {sight} and forgot all about it.
-    On the road there was {sight}. {hero:She} played for a long time.
-    But {yard} there was {sight}!
-
-promise_go:
-    "I made a promise," thought {hero}. {hero:She} ran to {friend}'s home {friend:home}.
-    Then {hero} thought of {friend} and ran as fast as {hero:she} could.
-    But {hero} did not want to make {friend} sad, so {hero:she} went on.
-
-promise_end:
-    "You kept your promise!" said {friend}.
-    {friend} was waiting {friend:home}. "I knew you would come," {friend:she} said.
-    {friend} was very happy. {hero} learned to keep a promise.
-    "Thank you, {hero}," said {friend}. "You are so {hero:trait}!"
-    They sat down {yard2} to eat {friend:food}.
-
-help:
-    {friend} the {friend:species} was sad. {friend:Her} {load} was stuck in the {mire}. <help_ask> <help_pull> <help_end>
-    {hero} saw {friend} the {friend:species} with {load:a} that was stuck in the {mire}. <help_ask> <help_pull> <help_end>
-
-help_ask:
-    "Can you help me?" asked {friend}.
-    "I have to get home," said {friend}, who lived {friend:home}.
-    {friend} was taking {friend:food} to the town.
-    {hero} wanted to help.
-
-help_pull:
-    {hero} pulled and pulled until the {load} was out.
-    {hero} pulled {count} times, and out came the {load}!
-    "I am strong," said {hero}. They pulled the {load} together.
-    They put {tool} under the {load}, and it came out.
-
-help_end:
-    {friend} thanked {hero} and gave {hero:him} {look:a} {thing}. <end>
-    "You are so {hero:trait}, {hero}!" said {friend}. <end>
-    After that, {friend} took {hero} for a ride in the {load}.
-    {friend} said, "Come and eat {friend:food} with me." <end>
-    {hero} and {friend} went to {friend:hobby} together.
-
-race:
-    {hero} and {friend} the {friend:species} had a race to {goal}. <race_fall> <race_stop> <race_end>
-    {friend}, {friend:a trait} {friend:species}, said, "I can run to {goal} faster than you!" <race_fall> <race_stop> <race_end>
-
-race_fall:
-    They ran and ran. Then {friend} fell and hurt {friend:her} {hurt}.
-    {hero} was fast, but then {friend} fell and hurt {friend:her} {hurt}.
-    Before long, {friend} fell in the {mire}.
-
-race_stop:
-    {hero} stopped and ran back to help {friend:him}.
-    "Are you all right?" asked {hero}.
-    {hero} could win now! But {hero:she} went back to {friend}.
-
-race_end:
-    They walked to {goal} side by side. <end>
-    {hero} took {friend} home, and they had {warm}. <end>
-    Nobody won the race, but {hero} had won a friend.
-    "You are a true friend," said {friend}. <end>
-
-truth:
-    {hero} had the {look} {thing} of {friend} the {friend:species}. <truth_break> <truth_hide> <truth_tell> <truth_end>
-    {friend} the {friend:species} let {hero} play with {friend:her} {look} {thing}. <truth_break> <truth_hide> <truth_tell> <truth_end>
-
-truth_break:
-    It fell and broke.
-    {hero} dropped it, and it broke.
-    Then it broke in {count}!
-
-truth_hide:
-    {hero} wanted to hide it {spot}.
-    {hero} felt bad and cried.
-    "Nobody will know," thought {hero}.
-
-truth_tell:
-    But then {hero:she} said, "I am sorry. I broke your {thing}."
-    But {hero:she} told {friend} all about it.
-    But {hero:she} ran to {friend}'s home {friend:home} to say sorry.
-
-truth_end:
-    "We can fix it with {glue}," said {friend}.
-    "Thank you for telling me," said {friend}. They fixed the {thing} with {glue}.
-    {friend} hugged {hero:him}. "I like you more than my {thing}," {friend:she} said.
-    "It is all right," said {friend}. <end>
-
-garden:
-    {hero} put a seed in the ground {yard}. <garden_wait> <garden_who> <garden_grow>
-    {friend} the {friend:species} gave {hero} a seed. {hero} put it in the ground {yard}. <garden_wait> <garden_say> <garden_grow>
-
-garden_wait:
-    {hero:She} gave it water, but nothing came up.
-    {hero:She} waited for {count} days.
-
-garden_who:
-    "Just wait," said {friend}, {friend:a trait} {friend:species}.
-    "Good things take time," said {friend} the {friend:species}.
-    {friend} the {friend:species}, who lived {friend:home}, said, "Do not stop."
-    <brings> came to {friend:hobby} for it.
-
-garden_say:
-    "Just wait," said {friend}.
-    "My {friend:food} took a long time too," said {friend}.
-    "I will {friend:hobby} for it," said {friend}.
-
-garden_grow:
-    Then there was a {shade} {plant}! <end>
-    {hero} kept on, and soon there was a {plant} {yard}.
-    One day, a big {plant} came up. {hero} and {friend} were so happy.
-    At last a little {plant} came, as {friend:colour} as {friend}'s hat.
-
-meet:
-    {hero} saw <meet_new> sitting alone {yard}. <meet_ask> <meet_play> <meet_end>
-
-meet_new:
-    {friend:a trait} {friend:species} named {friend}
-    {friend:a species} in {friend:a colour} hat named {friend}
-
-meet_ask:
-    "Do you want to play {game}?" asked {hero}.
-    {friend} had no friends. "Let us play {game}," said {hero}.
-    {friend} missed {friend:her} home {friend:home}. {hero} asked {friend:him} to play {game}.
-
-meet_play:
-    They played until it was dark.
-    {friend} was very good at {game}!
-    {friend} showed {hero} how to {friend:hobby}, too.
-
-meet_end:
-    Now {friend} was not alone any more. <end>
-    "You are my best friend," said {friend}. "Let us play {game} again!"
-    {hero} gave {friend} some {hero:food}. <end>
-
-noise:
-    {hero} heard a {sound} noise {spot}. <noise_think> <noise_see> <noise_end>
-    there was a {sound} noise {spot}. <noise_think> <noise_see> <noise_end>
-
-noise_think:
-    "Is it a {monster}?" thought {hero}. {hero:She} wanted to run away.
-    {hero} was afraid. {hero:She} thought it was a {monster}.
-
-noise_see:
-    But it was only {friend} the {friend:species}, who was eating {friend:food}.
-    It was {friend} the {friend:species}, looking for {friend:her} {look} {thing}!
-    Then {hero:she} saw {friend:a colour} hat. It was {friend} the {friend:species}!
-
-noise_end:
-    "You are not a {monster}!" said {hero}, and they both laughed.
-    "I am sorry, {hero}," said {friend}. <end>
-    {hero} and {friend} laughed about the {monster}. <end>
-
-found:
-    {hero} found {look:a} {thing} {spot}. <found_whose> <found_back> <found_end>
-
-found_whose:
-    {hero:She} wanted to keep it, but it was not {hero:hers}.
-    {hero:She} knew it was {friend}'s {thing}.
-    "{friend} has {thing:a} like this," thought {hero}.
-
-found_back:
-    So {hero:she} took it to {friend} the {friend:species}, who lived {friend:home}.
-    {friend} the {friend:species} was {yard}, crying. "Is this your {thing}?" asked {hero}.
-
-found_end:
-    "My {thing}!" said {friend}. "You are so {hero:trait}!"
-    {friend} was so happy that {friend:she} gave {hero} {count} {friend:food}.
-    {friend} hugged the {thing} and then {friend:she} hugged {hero}.
-    "Thank you, {hero}!" said {friend}. <end>
-
-sick:
-    {friend} the {friend:species} was in bed with {ill}. <sick_bring> <sick_do> <sick_end>
-
-sick_bring:
-    {hero} went to see {friend:him} {friend:home} and took {warm} along.
-    {hero} took {friend:him} {count} {hero:food}.
-    {hero} gave {friend:him} {look:a} {thing} to play with.
-
-sick_do:
-    {hero:She} told {friend:him} a story about a {monster}.
-    {hero:She} sat by the bed and read {friend:him} a book.
-    They played {game} until it was dark.
-
-sick_end:
-    The next day, {friend} felt much better. <end>
-    "Now I feel better," said {friend}. "Thank you, {hero}."
-    Soon {friend} could {friend:hobby} again. <end>
 """
+
+RULES = FRAME + PLOTS

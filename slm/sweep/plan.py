@@ -1,0 +1,136 @@
+"""`plan`: every point with its cost, what is dropped and why, and the totals."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from slm.cost import memory_bytes
+from slm.sweep import machine
+from slm.sweep.estimate import Rate, makespan, measure
+from slm.sweep.machine import Slot
+from slm.sweep.points import Point, Sweep, shown
+from slm.sweep.table import count, cut, duration, memory, numbers, table
+
+ROWS = 40
+CUDA_CONTEXT_BYTES = 600_000_000  # of each process, beside what its allocator holds
+SHAPE = ("model.n_layer", "model.n_head", "model.n_embd")
+
+
+def point_memory(point: Point, on_gpu: bool) -> int:
+    """Estimated bytes of the device's memory that a training process takes."""
+    plan, device = point.plan, point.spec.device
+    precision = device.precision if device.precision != "auto" else "bf16" if on_gpu else "fp32"
+    total = memory_bytes(plan.config, plan.micro_batch, precision, point.spec.optim.name,
+                         device.loss, "cuda" if on_gpu else "cpu")["total"]
+    return total + (CUDA_CONTEXT_BYTES if on_gpu else 0)
+
+
+def drop_too_large(points: list[Point], slots: list[Slot]) -> None:
+    """Drop each point whose memory estimate is beyond its slot's device."""
+    slot, on_gpu = slots[0], bool(slots[0].gpus)
+    if on_gpu:
+        room, where = slot.gpus[0].memory_bytes // slot.share, slot.gpus[0].name
+        where += f", shared by {slot.share} runs" if slot.share > 1 else ""
+    else:
+        room, where = machine.memory_bytes(), "this machine"
+    for point in points:
+        if not point.dropped and point_memory(point, on_gpu) > room:
+            point.dropped = (f"needs about {memory(point_memory(point, on_gpu))}, {where} has "
+                             f"{memory(room)}: a smaller train.micro_batch "
+                             f"(now {point.plan.micro_batch}) or model")
+
+
+def order(points: list[Point]) -> list[Point]:
+    """The order of running: equal shapes side by side, so that they share what is compiled; the
+    costliest shape first, so that no long run is left alone at the end."""
+    largest: dict[tuple, float] = {}
+    for p in points:
+        largest[p.shape] = max(largest.get(p.shape, 0.0), p.flops)
+    return sorted(points, key=lambda p: (-largest[p.shape], p.shape, -p.flops, p.number))
+
+
+def describe(sweep: Sweep, points: list[Point], slots: list[Slot], everything: bool) -> list[str]:
+    """The lines of `plan`."""
+    todo = [p for p in points if not p.dropped]
+    on_gpu, search = bool(slots[0].gpus), sweep.file.method
+    rate = measure(sweep, on_gpu)
+    lines = [f"{sweep.file.path}: {search}, {len(points)} points, runs in {sweep.folder}"]
+    fixed = [f"{path[-1].split('.')[-1]}={shown(p['value'])}"
+             for path, p in sweep.file.parameters.items() if "value" in p]
+    lines += [f"with {' '.join(fixed)}"] if fixed else []
+    if search == "bayes":
+        lines.append("bayes chooses points as results come in: these are random draws that show "
+                     "what such points cost")
+    rows = [row(sweep, p, rate, on_gpu) for p in (todo if everything else todo[:ROWS])]
+    if rows:
+        lines += ["", *table(head(sweep), rows)]
+    if len(todo) > len(rows):
+        lines.append(f"... {len(todo) - len(rows)} more: --all shows them, --json writes them")
+    lines += dropped_lines(points)
+    if todo:
+        lines += ["", *total_lines(todo, slots, rate)]
+    return lines
+
+
+def swept(sweep: Sweep) -> list[tuple[str, ...]]:
+    """The swept keys that have no column of their own in the table."""
+    return [path for path in sweep.varying() if ".".join(path) not in SHAPE]
+
+
+def head(sweep: Sweep) -> list[str]:
+    return ["#", *[cut(path[-1].split(".")[-1], 24) for path in swept(sweep)], "layers", "heads",
+            "width", "N", "total", "tokens", "FLOPs", "time", "memory"]
+
+
+def row(sweep: Sweep, point: Point, rate: Rate, on_gpu: bool) -> list[str]:
+    c, params = point.plan.config, point.plan.params
+    return [str(point.number), *[cut(shown(point.values[path]), 24) for path in swept(sweep)],
+            str(c.n_layer), str(c.n_head), str(c.n_embd), count(params["matmul"]),
+            count(params["total"]), count(point.tokens), f"{point.flops:.2e}",
+            duration(rate.seconds(point)), memory(point_memory(point, on_gpu))]
+
+
+def dropped_lines(points: list[Point]) -> list[str]:
+    """The dropped points, those with one reason together."""
+    reasons: dict[str, list[int]] = {}
+    for p in points:
+        if p.dropped:
+            reasons.setdefault(p.dropped, []).append(p.number)
+    if not reasons:
+        return []
+    out = ["", f"dropped {sum(map(len, reasons.values()))} of {len(points)}:"]
+    out += [f"  #{numbers(n)}  {reason}" for reason, n in list(reasons.items())[:ROWS]]
+    return out + ([f"  ... and {len(reasons) - ROWS} reasons more"] if len(reasons) > ROWS else [])
+
+
+def total_lines(todo: list[Point], slots: list[Slot], rate: Rate) -> list[str]:
+    on_gpu, seconds = bool(slots[0].gpus), [rate.seconds(p) for p in order(todo)]
+    where = "GPU" if on_gpu else "CPU slot"
+    wall = makespan(seconds, len(slots))
+    out = [f"in all {len(todo)} runs, {count(sum(p.tokens for p in todo))} tokens, "
+           f"{sum(p.flops for p in todo):.2e} FLOPs: about {duration(sum(seconds))} of one {where}, "
+           f"{duration(wall)} on the {len(slots)} slot{'s' * (len(slots) > 1)} here",
+           f"times {rate.reason}; N = parameters in matmuls, head included"]
+    together = sum(sorted((point_memory(p, on_gpu) for p in todo), reverse=True)[:len(slots)])
+    if not on_gpu and together > machine.memory_bytes():
+        out.append(f"note: {len(slots)} of the largest at once need {memory(together)} of this "
+                   f"machine's {memory(machine.memory_bytes())}: give fewer --slots")
+    return out
+
+
+def as_json(sweep: Sweep, points: list[Point], slots: list[Slot]) -> str:
+    on_gpu, out = bool(slots[0].gpus), []
+    rate = measure(sweep, on_gpu)
+    for p in points:
+        facts = {"point": p.number, "values": {".".join(k): v for k, v in p.values.items()},
+                 "dropped": p.dropped}
+        if not p.dropped:
+            c = p.plan.config
+            facts |= {"identity": p.identity, "folder": Path(p.folder).as_posix(),
+                      "n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd,
+                      "params": p.plan.params, "tokens": p.tokens, "steps": p.plan.steps,
+                      "flops": p.flops, "time_sec": rate.seconds(p),
+                      "memory_bytes": point_memory(p, on_gpu)}
+        out.append(facts)
+    return json.dumps({"name": sweep.file.name, "method": sweep.file.method,
+                       "time_estimate": rate.reason, "slots": len(slots), "points": out}, indent=1)

@@ -1,0 +1,287 @@
+"""Groups by hand, Muon against torch's, schedules against their closed forms."""
+import io
+import math
+import warnings
+
+import pytest
+import torch
+
+from slm.errors import UserError
+from slm.model import GPT
+from slm.muon import Muon, orthogonalize
+from slm.optim import decay_start, make_optimizer, make_scheduler, param_groups
+from slm.parametrization import describe_groups
+from slm.schema import Optim
+from slm.shape import PRESETS, GPTConfig
+
+BASE = dict(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=64)
+
+
+def ids(seed: int) -> torch.Tensor:
+    return torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(seed))
+
+
+def train(model, optimizer, steps: int, scheduler=None, start: int = 0) -> None:
+    for i in range(start, start + steps):
+        optimizer.zero_grad()
+        model(ids(i), ids(i + 99)).backward()
+        optimizer.step()
+        if scheduler:
+            scheduler.step()
+
+
+# -- groups ----------------------------------------------------------------------------------
+
+def test_decay_is_on_matrices_and_embeddings_only():
+    groups = {g["name"]: g for g in param_groups(GPT(GPTConfig(**BASE)), Optim())}
+    assert set(groups) == {"embedding", "matrix", "projection", "vector", "final_norm"}
+    for group in groups.values():
+        assert all((p.ndim == 2) == (group["weight_decay"] == 0.1) for p in group["params"])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_parameter_is_in_one_group(preset, name):
+    model = GPT(GPTConfig(**BASE, **PRESETS[preset]))
+    grouped = [p for g in param_groups(model, Optim(name=name)) for p in g["params"]]
+    assert len(grouped) == len(set(grouped)) == len(list(model.parameters()))
+
+
+def test_groups_follow_the_table():
+    """m = 4, l = 3. Settings as in microsoft/mup's MuAdamW (lr / m, decay * m on hidden matrices)
+    and CompleteP's table 1 at alpha = 1."""
+    shape = dict(BASE, n_layer=6, n_embd=64, base_width=16, base_depth=2, tied=False)
+    optim = Optim(lr=1e-2, weight_decay=0.2, eps=1e-6)
+    for parametrization, l in (("mup", 1), ("completep", 3)):
+        model = GPT(GPTConfig(**shape, parametrization=parametrization))
+        got = {g["name"]: (g["lr"], g["weight_decay"], g["eps"]) for g in param_groups(model, optim)}
+        hidden = (1e-2 / 4, 0.2 * 4, 1e-6 / 4 / l)
+        expected = {"embedding": (1e-2, 0.2, 1e-6), "head": (1e-2, 0.2, 1e-6), "matrix": hidden,
+                    "projection": hidden, "vector": (1e-2, 0, 1e-6 / 4 / l),
+                    "final_norm": (1e-2, 0, 1e-6)}
+        assert got.keys() == expected.keys()
+        for name, values in expected.items():
+            assert got[name] == pytest.approx(values), name
+
+
+def test_two_steps_by_hand_under_mup():
+    """AdamW on constant gradients moves a weight by lr g / (|g| + eps) after a decay by lr wd: with
+    lr 0.1, wd 0.5, eps 1, m = 2, and g = 3 on every weight (bias correction cancels exactly)."""
+    model = GPT(GPTConfig(**BASE, parametrization="mup", base_width=16))
+    optimizer = make_optimizer(model, Optim(lr=0.1, weight_decay=0.5, eps=1.0), "cpu")
+    names = ("wte.weight", "h.0.attn.c_attn.weight", "h.1.mlp.c_fc.bias", "ln_f.weight")
+    params = dict(model.named_parameters())
+    with torch.no_grad():
+        for p in params.values():
+            p.fill_(1.0)
+    for _ in range(2):
+        for p in params.values():
+            p.grad = torch.full_like(p, 3.0)
+        optimizer.step()
+    by_hand = {
+        # lr, wd, eps:      0.1, 0.5, 1     ->  1 -> 1 * 0.95 - 0.1 * 3/4 = 0.875 -> 0.75625
+        "wte.weight": 0.75625,
+        # 0.1/2, 0.5*2, 1/2 ->  1 * 0.95 - 0.05 * 3/3.5 = 0.907142857 -> 0.818928571
+        "h.0.attn.c_attn.weight": 0.818928571,
+        # 0.1, 0, 1/2       ->  1 - 0.1 * 3/3.5, twice
+        "h.1.mlp.c_fc.bias": 0.828571429,
+        # 0.1, 0, 1         ->  1 - 0.1 * 3/4, twice
+        "ln_f.weight": 0.85,
+    }
+    for name in names:
+        assert params[name].flatten()[0].item() == pytest.approx(by_hand[name], abs=1e-6), name
+        assert params[name].min() == params[name].max()
+
+
+def test_the_plan_table_agrees_with_model_and_groups():
+    config = GPTConfig(**{**BASE, "n_embd": 64}, parametrization="completep", base_width=32,
+                       base_depth=1, input_mult=2.0)
+    for optim in (Optim(), Optim(name="muon")):
+        model = GPT(config)
+        rows = {row["group"]: row for row in describe_groups(config, optim)}
+        groups = param_groups(model, optim)
+        assert list(rows) == [g["name"] for g in groups]
+        for group in groups:
+            row = rows[group["name"]]
+            assert row["tensors"] == len(group["params"])
+            assert row["params"] == sum(p.numel() for p in group["params"])
+            assert (row["lr"], row["weight_decay"]) == (group["lr"], group["weight_decay"])
+            if group["params"][0].ndim == 2:
+                std = torch.cat([p.flatten() for p in group["params"]]).std().item()
+                assert row["init_std"] == pytest.approx(std, rel=0.03)
+        assert rows["embedding"]["multiplier"] == "input 2, logits 0.5"
+        assert rows["projection"]["multiplier"] == "residual 0.5"
+
+
+# -- Muon ------------------------------------------------------------------------------------
+
+def matrices() -> list[torch.nn.Parameter]:
+    g = torch.Generator().manual_seed(0)
+    shapes = [(24, 8), (8, 8), (32, 8), (8, 32), (24, 8), (8, 8)]
+    return [torch.nn.Parameter(torch.randn(s, generator=g)) for s in shapes]
+
+
+def muon_steps(make, steps: int = 3) -> list[torch.Tensor]:
+    params = matrices()
+    optimizer = make(params)
+    g = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=g)
+        optimizer.step()
+    return [p.detach() for p in params]
+
+
+def ours(ns_dtype):
+    return lambda params: Muon([dict(params=params, muon=True)], lr=0.02, weight_decay=0.3,
+                               momentum=0.9, ns_dtype=ns_dtype)
+
+
+def test_muon_equals_torchs():
+    """torch's works in bfloat16; so does ours when told, up to the order of sums in a product. In
+    float32 it differs by bfloat16's rounding of updates of size lr."""
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    reference = muon_steps(lambda params: torch.optim.Muon(params, lr=0.02, weight_decay=0.3,
+                                                           momentum=0.9))
+    start = [p.detach() for p in matrices()]
+    for dtype, tolerance in ((torch.bfloat16, 0.005), (torch.float32, 0.05)):
+        for p, q, p0 in zip(muon_steps(ours(dtype)), reference, start):
+            assert (p - q).norm() < tolerance * (q - p0).norm()
+
+
+def test_muon_in_closed_form():
+    """Newton-Schulz maps each singular value s of the normalised matrix through the quintic five
+    times and leaves the singular vectors alone."""
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(4, 6, 10, generator=g, dtype=torch.float64)
+    u, s, vt = torch.linalg.svd(x, full_matrices=False)
+    s = s / x.norm(dim=(1, 2))[:, None]
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    torch.testing.assert_close(orthogonalize(x, torch.float64), u @ torch.diag_embed(s) @ vt)
+    assert 0.6 < s.min() and s.max() < 1.3
+
+
+def test_muon_leaves_the_rest_to_adamw():
+    config = GPTConfig(**BASE)
+    models = [GPT(config), GPT(config)]
+    for model, name in zip(models, ("muon", "adamw")):
+        optimizer = make_optimizer(model, Optim(name=name), "cpu")
+        for g in optimizer.param_groups:
+            if g["name"] in ("matrix", "projection"):
+                g["lr"] = 0.0      # where they differ
+        train(model, optimizer, 3)
+    assert all(torch.equal(p, q) for p, q in zip(*(m.parameters() for m in models)))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_state_survives_a_checkpoint_bitwise(name):
+    """Saved, read with weights_only, loaded into fresh objects: the run goes on as if never cut."""
+    optim, config = Optim(name=name, schedule="wsd", decay=0.5), GPTConfig(**BASE)
+
+    def fresh():
+        model = GPT(config)
+        optimizer = make_optimizer(model, optim, "cpu")
+        return model, optimizer, make_scheduler(optimizer, optim, 8, 2)
+
+    straight, optimizer, scheduler = fresh()
+    train(straight, optimizer, 8, scheduler)
+    for cut in (1, 3, 6):
+        parts = fresh()
+        train(parts[0], parts[1], cut, parts[2])
+        file = io.BytesIO()
+        torch.save([part.state_dict() for part in parts], file)
+        file.seek(0)
+        resumed = fresh()
+        for part, state in zip(resumed, torch.load(file, weights_only=True)):
+            part.load_state_dict(state)
+        train(resumed[0], resumed[1], 8 - cut, resumed[2], start=cut)
+        assert all(torch.equal(p, q) for p, q in zip(straight.parameters(),
+                                                     resumed[0].parameters()))
+
+
+def test_muon_works_with_gradscaler():
+    model = GPT(GPTConfig(**BASE))
+    optimizer = make_optimizer(model, Optim(name="muon"), "cpu")
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = model.h[0].mlp.c_fc.weight.clone()
+    scaler.scale(model(ids(0), ids(1))).backward()
+    model.wte.weight.grad[0, 0] = math.inf
+    scaler.step(optimizer)
+    assert torch.equal(model.h[0].mlp.c_fc.weight, before)     # an overflow skips the step
+    scaler.update()
+    assert scaler.get_scale() == 2.0
+    optimizer.zero_grad()
+    scaler.scale(model(ids(0), ids(1))).backward()
+    scaler.step(optimizer)
+    assert not torch.equal(model.h[0].mlp.c_fc.weight, before)
+
+
+def test_unknown_names_are_refused():
+    model, optim = GPT(GPTConfig(**BASE)), Optim()
+    optimizer = make_optimizer(model, optim, "cpu")
+    with pytest.raises(UserError, match="adamw, muon"):
+        make_optimizer(model, Optim.model_construct(**{**optim.model_dump(), "name": "sgd"}), "cpu")
+    with pytest.raises(UserError, match="cosine, linear, wsd"):
+        make_scheduler(optimizer, Optim.model_construct(**{**optim.model_dump(),
+                                                           "schedule": "step"}), 10, 0)
+    with pytest.raises(UserError, match="fewer than the run's 10"):
+        make_scheduler(optimizer, optim, 10, 10)
+
+
+# -- schedules -------------------------------------------------------------------------------
+
+def factor(schedule: str, i: int, total: int, warmup: int, final: float, decay: float) -> float:
+    if i < warmup:
+        return (i + 1) / (warmup + 1)
+    if schedule == "constant":
+        return 1.0
+    if schedule == "wsd":
+        start = max(warmup, total - max(1, round(decay * total)))
+        if i < start:
+            return 1.0
+        return final + (1 - final) * (1 - math.sqrt((i - start) / (total - start)))
+    x = (i - warmup) / (total - warmup)
+    if schedule == "linear":
+        return 1 - (1 - final) * x
+    return final + (1 - final) * (1 + math.cos(math.pi * x)) / 2
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
+@pytest.mark.parametrize("total, warmup, final, decay", [
+    (40, 0, 0.1, 0.2), (40, 5, 0.1, 0.2), (40, 1, 0.0, 0.5), (40, 39, 0.1, 0.3), (1, 0, 0.0, 0.2),
+    (7, 3, 1.0, 1.0)])
+def test_schedule_in_closed_form(schedule, total, warmup, final, decay):
+    """Each step's learning rate, for two groups with their own, and no warning on the way."""
+    params = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.AdamW([dict(params=params[:1], lr=0.3), dict(params=params[1:], lr=2e-3)])
+    optim = Optim(schedule=schedule, final_lr=final, decay=decay)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scheduler = make_scheduler(optimizer, optim, total, warmup)
+        for i in range(total):
+            got = [group["lr"] for group in optimizer.param_groups]
+            expected = factor(schedule, i, total, warmup, final, decay)
+            assert got == pytest.approx([0.3 * expected, 2e-3 * expected], rel=1e-12), i
+            optimizer.step()
+            scheduler.step()
+    assert optimizer.param_groups[0]["lr"] > 0 or final == 0
+
+
+def test_wsd_horizons_share_their_trunk():
+    """Until it decays, a shorter run has the learning rates of a longer one."""
+    def rates(total):
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        scheduler = make_scheduler(optimizer, optim, total, 4)
+        out = []
+        for _ in range(total):
+            out.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return out
+
+    optim = Optim(schedule="wsd", decay=0.25)
+    short, long = rates(20), rates(40)
+    start = decay_start(optim, 20)
+    assert start == 15 and short[:start + 1] == long[:start + 1] and short[start + 1] < 1

@@ -1,0 +1,198 @@
+"""The local launcher, against a run.py without torch: what is run, how often, and what survives
+kills."""
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from sweep_fakes import metrics, start, starts, statuses, sweep, workplace
+GRID = {"optim.lr": {"values": [1.0e-3, 2.0e-3, 3.0e-3]}, "train.seed": {"values": [0, 1]}}
+
+
+def wait_for(condition, seconds: float = 30) -> None:
+    stop = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < stop, "waited too long"
+        time.sleep(0.02)
+
+
+def running(folder: Path) -> list[int]:
+    """Processes that run the fake of this folder (by their environment)."""
+    mark, out = f"FAKE_STARTS={folder / 'starts.txt'}".encode(), []
+    for proc in Path("/proc").iterdir():
+        try:
+            if proc.name.isdigit() and b"run.py" in (proc / "cmdline").read_bytes() \
+                    and mark in (proc / "environ").read_bytes():
+                out.append(int(proc.name))
+        except OSError:
+            continue
+    return out
+
+
+def test_a_sweep_runs_once_and_again_does_nothing(tmp_path):
+    workplace(tmp_path, GRID)
+    code, text = sweep(tmp_path, "run", "s.yaml", "--slots", "3")
+    assert code == 0 and len(starts(tmp_path)) == 6
+    assert set(statuses(tmp_path).values()) == {"finished"} and len(statuses(tmp_path)) == 6
+    assert text.count("val/loss") == 7 and "best val/loss 1.2500: point 1" in text
+    code, text = sweep(tmp_path, "run", "s.yaml")
+    assert code == 0 and "6 done already" in text and len(starts(tmp_path)) == 6
+    code, text = sweep(tmp_path, "status", "s.yaml")
+    assert code == 0 and "6 finished" in text and "best so far: val/loss 1.2500 at point 1" in text
+    listed = json.loads((tmp_path / "runs/s/sweep.json").read_text())["points"]
+    assert {p["run"] for p in listed} == set(statuses(tmp_path))
+
+
+def test_more_points_later_run_only_what_is_new(tmp_path):
+    workplace(tmp_path, {"train.seed": {"values": [0, 1]}})
+    sweep(tmp_path, "run", "s.yaml")
+    workplace(tmp_path, {"train.seed": {"values": [0, 1, 2]}})
+    code, text = sweep(tmp_path, "run", "s.yaml")
+    assert code == 0 and "2 done already" in text and len(starts(tmp_path)) == 3
+
+
+def test_failures_are_retried_then_reported_and_the_sweep_goes_on(tmp_path):
+    """Seed 13 always crashes, 14 the first time, 15 diverges (a result, not a failure)."""
+    workplace(tmp_path, {"train.seed": {"values": [13, 14, 15, 0]}})
+    code, text = sweep(tmp_path, "run", "s.yaml", "--slots", "2", "--retries", "2")
+    assert code == 1 and "1 points failed" in text
+    assert "killed by signal 9" in text and "RuntimeError: unlucky seed" in text
+    names = [name.split("-")[0] for name in starts(tmp_path)]
+    assert {n: names.count(n) for n in names} == {"seed13": 3, "seed14": 2, "seed15": 1, "seed0": 1}
+    code, text = sweep(tmp_path, "status", "s.yaml", "--json")
+    state = json.loads(text)
+    assert state["counts"] == {"failed": 1, "finished": 2, "diverged": 1}
+    assert state["points"][0]["error"] == "RuntimeError: unlucky seed"
+    code, text = sweep(tmp_path, "run", "s.yaml", "--retries", "0")
+    assert code == 1 and len(starts(tmp_path)) == 8, "again only what failed"
+
+
+def test_a_killed_launcher_leaves_no_trainer_and_loses_nothing(tmp_path):
+    workplace(tmp_path, GRID, base={"train": {"steps": 60}})
+    first = start(tmp_path, "run", "s.yaml", "--slots", "2", FAKE_STEP_SEC=0.05)
+    wait_for(lambda: len(list(tmp_path.glob("runs/s/*/metrics.jsonl"))) == 2)
+    time.sleep(0.3)
+    assert len(running(tmp_path)) == 2
+    first.kill()
+    first.wait()
+    wait_for(lambda: not running(tmp_path), 10)
+    assert set(statuses(tmp_path).values()) == {"preempted"}, "told by the kernel, saved"
+    code, text = sweep(tmp_path, "run", "s.yaml", "--slots", "2", FAKE_STEP_SEC=0.001)
+    assert code == 0 and set(statuses(tmp_path).values()) == {"finished"}
+    for folder in tmp_path.glob("runs/s/lr*"):
+        assert [row["step"] for row in metrics(folder)] == list(range(1, 61)), "no gap, no repeat"
+
+
+def test_ctrl_c_lets_the_children_save_and_twice_stops_at_once(tmp_path):
+    workplace(tmp_path, GRID, base={"train": {"steps": 400}})
+    launcher = start(tmp_path, "run", "s.yaml", "--slots", "2", FAKE_STEP_SEC=0.05)
+    wait_for(lambda: len(list(tmp_path.glob("runs/s/*/metrics.jsonl"))) == 2)
+    launcher.send_signal(signal.SIGINT)
+    text = launcher.communicate(timeout=20)[0]
+    assert launcher.returncode == 130 and "save their state" in text
+    assert set(statuses(tmp_path).values()) == {"preempted"} and not running(tmp_path)
+
+    launcher = start(tmp_path, "run", "s.yaml", "--slots", "2", FAKE_STEP_SEC=5)
+    wait_for(lambda: len(running(tmp_path)) == 2 and len(starts(tmp_path)) == 4)
+    time.sleep(0.3)
+    launcher.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(timeout=3) == 130
+    wait_for(lambda: not running(tmp_path), 3)
+
+
+def test_two_launchers_share_the_points_and_run_none_twice(tmp_path):
+    workplace(tmp_path, {"train.seed": {"min": 20, "max": 31}})
+    both = [start(tmp_path, "run", "s.yaml", "--slots", "2", FAKE_STEP_SEC=0.02) for _ in range(2)]
+    texts = [launcher.communicate(timeout=90)[0] for launcher in both]
+    assert [launcher.returncode for launcher in both] == [0, 0], texts
+    assert len(starts(tmp_path)) == len(set(starts(tmp_path))) == 12
+    assert all("best val/loss" in text for text in texts)
+
+
+def test_a_run_that_someone_else_stops_goes_on(tmp_path):
+    workplace(tmp_path, {"train.seed": {"value": 0}}, base={"train": {"steps": 60}})
+    launcher = start(tmp_path, "run", "s.yaml", "--retries", "0", FAKE_STEP_SEC=0.05)
+    wait_for(lambda: list(tmp_path.glob("runs/s/*/metrics.jsonl")))
+    time.sleep(0.5)
+    os.kill(running(tmp_path)[0], signal.SIGTERM)
+    text = launcher.communicate(timeout=60)[0]
+    assert launcher.returncode == 0 and len(starts(tmp_path)) == 2, text
+    folder, = tmp_path.glob("runs/s/seed*")
+    assert [row["step"] for row in metrics(folder)] == list(range(1, 61))
+
+
+def test_each_child_sees_its_slot_and_no_other_runs_names(tmp_path):
+    workplace(tmp_path, {"train.seed": {"value": 0}})
+    (tmp_path / "run.py").write_text(
+        "import os, json; print(json.dumps(dict(os.environ))); raise SystemExit(2)")
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '0, GPU-aa, T4, 15000'\necho '1, GPU-bb, T4, 15000'\n")
+    tool.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    sweep(tmp_path, "run", "s.yaml", PATH=path, CUDA_VISIBLE_DEVICES="1", WANDB_RUN_ID="mine",
+          WANDB_SWEEP_ID="s1")
+    log, = tmp_path.glob("runs/s/logs/*.txt")
+    env = json.loads(log.read_text().splitlines()[0])
+    assert env["CUDA_VISIBLE_DEVICES"] == "1" and "TORCHINDUCTOR_CACHE_DIR" in env
+    assert "WANDB_RUN_ID" not in env and "WANDB_SWEEP_ID" not in env
+    log.unlink()
+    sweep(tmp_path, "run", "s.yaml", "--slots", "1", PATH=path, CUDA_VISIBLE_DEVICES="1")
+    env = json.loads(log.read_text().splitlines()[0])
+    assert env["CUDA_VISIBLE_DEVICES"] == "" and env["OMP_NUM_THREADS"] == "1"
+
+
+def test_one_point_alone_and_its_warning(tmp_path):
+    """As a Slurm task runs it: SIGUSR1 reaches the trainer, the exit code says so."""
+    workplace(tmp_path, GRID, base={"train": {"steps": 40}})
+    task = start(tmp_path, "run", "s.yaml", "--point", "3", FAKE_STEP_SEC=0.05)
+    wait_for(lambda: list(tmp_path.glob("runs/s/*/metrics.jsonl")))
+    task.send_signal(signal.SIGUSR1)
+    assert task.wait(timeout=20) == 128 + signal.SIGUSR1
+    assert set(statuses(tmp_path).values()) == {"preempted"}
+    assert sweep(tmp_path, "run", "s.yaml", "--point", "3")[0] == 0
+    assert [s for s in statuses(tmp_path).values()] == ["finished"]
+    assert all(name.startswith("lr0.002-seed0-") for name in starts(tmp_path))
+
+
+def test_hyperband_ends_what_falls_behind_and_counts_it_as_done(tmp_path):
+    """Loss falls with lr: when the worst is as far as the better ones were, it is stopped."""
+    workplace(tmp_path, {"optim.lr": {"values": [1.0e-3, 2.0e-3, 3.0e-3, 9.0e-3]}},
+              metric={"name": "val/loss", "goal": "minimize"}, base={"train": {"steps": 100}},
+              early_terminate={"type": "hyperband", "min_iter": 10, "eta": 2})
+    code, text = sweep(tmp_path, "run", "s.yaml", "--slots", "4", FAKE_STEP_SEC=0.06)
+    assert code == 0 and "stopped" in text
+    states = json.loads(sweep(tmp_path, "status", "s.yaml", "--json")[1])
+    by_lr = {p["values"]["optim.lr"]: p for p in states["points"]}
+    assert by_lr[0.001]["status"] == "finished" and by_lr[0.009]["status"] == "stopped"
+    assert by_lr[0.009]["step"] < 100 and states["best"]["point"] == 1
+    again = sweep(tmp_path, "run", "s.yaml")[1]
+    assert "4 done already" in again and len(starts(tmp_path)) == 4
+
+
+def test_a_target_ends_the_sweep(tmp_path):
+    workplace(tmp_path, {"optim.lr": {"values": [1.0e-3, 2.0e-3, 3.0e-3]}},
+              metric={"name": "val/loss", "goal": "minimize", "target": 1.3})
+    code, text = sweep(tmp_path, "run", "s.yaml", "--slots", "1")
+    assert code == 0 and "reached its target" in text and len(starts(tmp_path)) == 1
+
+
+def test_bayes_finds_the_valley_and_goes_on_after_a_kill(tmp_path):
+    pytest.importorskip("optuna")
+    workplace(tmp_path, {"optim.lr": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1.0},
+                         "train.seed": {"values": [1, 2]}},
+              method="bayes", run_cap=8, metric={"name": "val/loss", "goal": "minimize"})
+    launcher = start(tmp_path, "run", "s.yaml", "--slots", "2")
+    wait_for(lambda: len([s for s in statuses(tmp_path).values() if s == "finished"]) >= 3, 60)
+    launcher.kill()
+    launcher.wait()
+    before = json.loads((tmp_path / "runs/s/sweep.json").read_text())["points"]
+    code, text = sweep(tmp_path, "run", "s.yaml", "--slots", "2")
+    after = json.loads((tmp_path / "runs/s/sweep.json").read_text())["points"]
+    assert code == 0 and after[:len(before)] == before and len(after) == 8
+    state = json.loads(sweep(tmp_path, "status", "s.yaml", "--json")[1])
+    assert sum(state["counts"].values()) + state["dropped"] == 8
+    assert state["best"]["val/loss"] == min(p["val/loss"] for p in state["points"])
