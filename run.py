@@ -12,6 +12,7 @@ import os
 import sys
 
 from slm.errors import ImpossiblePoint, UserError
+from slm.orphan import die_with_parent
 from slm.schema import Spec
 from slm.screen import final_summary, say
 from slm.spec import as_dict, help_text, identity, load_spec, parse_arguments, run_folder
@@ -31,6 +32,9 @@ def main(args: list[str]) -> int:
         spec = load_spec(files, overrides)
         if "--plan" in args:
             return plan(spec)
+        if UNDER_AGENT:
+            die_with_parent()
+            refuse_other_than_swept(spec)
         return train_with_branches(spec)
     except ImpossiblePoint as e:
         if UNDER_AGENT:  # a sweep goes on past a point that can't be trained
@@ -47,6 +51,14 @@ def main(args: list[str]) -> int:
         print("\nstopped at once; the same command goes on from the last checkpoint",
               file=sys.stderr)
         return 130
+
+
+def refuse_other_than_swept(spec: Spec) -> None:
+    """A sweep's page must never show a value that was not trained."""
+    from slm.mirror import check_swept
+    differences = check_swept(as_dict(spec))
+    if differences:
+        raise UserError("\n".join(differences))
 
 
 def plan(spec: Spec) -> int:

@@ -1,5 +1,5 @@
-"""What is recorded of every run so that any convention of FLOPs or parameters, any loss unit and any
-selection of runs can be recomputed later, from summary.json alone."""
+"""What is recorded of every run, so that any convention of FLOPs or parameters, any loss unit and
+any selection of runs can be recomputed later, from summary.json alone."""
 from __future__ import annotations
 
 import platform

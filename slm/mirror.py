@@ -1,6 +1,7 @@
-"""W&B as a mirror of the run folder: a child process reads the folder's files as they grow and sends
-what it finds. So training never waits for W&B, never dies of it, and imports none of it; a mirror
-that fell behind, lost its server or was killed catches up from the files, at the next resume or with
+"""W&B as a mirror of the run folder: a child process reads the folder's files as they grow and
+sends what it finds. So training never waits for W&B, never dies of it, and imports none of it; a
+mirror that fell behind, lost its server or was killed catches up from the files, at the next resume
+or with
 
     python -m slm.mirror runs/<run> ...        send finished runs to W&B now, or again
 
@@ -165,8 +166,8 @@ def _derived(key: str, want: Any, config: dict[str, Any]) -> bool:
 class Mirror:
     """The parent's half: starts the child, passes on its lines, ends it in bounded time.
 
-    mode: online | offline | disabled; ready: W&B has begun to take it; stop_asked: W&B's page (or its early termination) asks for
-    this run's end. No method raises, and none but finish() waits."""
+    mode: online | offline | disabled; ready: W&B has begun to take it; stop_asked: W&B's page, or
+    its early termination, asks for this run's end. No method raises; only finish() waits."""
 
     def __init__(self, folder: Path, mode: str) -> None:
         self.folder, self.mode = Path(folder), mode
@@ -295,7 +296,7 @@ def report_skipped(reason: str) -> None:
     """Under a sweep's agent: end this run at once, with status skipped and the reason."""
     import tempfile
     track = SimpleNamespace(wandb="auto", project="slm", entity=None, group=None, tags=[])
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         summary = {"status": "skipped", "reason": private(reason)}
         Path(folder, "summary.json").write_text(json.dumps(summary), encoding="utf-8")
         Mirror.start(track, Path(folder), {}, name="skipped").finish(0)

@@ -1,8 +1,8 @@
 """The mirror's own process: follows a run folder and sends what it finds to W&B (slm/mirror.py).
 
-Stdin: an order (the first line), then how the run ended; its end without that means that the trainer
-is gone. Stdout: {"say": line} | {"mode": ...} | {"stop": true}. Nothing here may raise: whatever
-W&B does, the folder stays the truth.
+Stdin: an order (the first line), then how the run ended; its end without that means that the
+trainer is gone. Stdout: objects with say, mode, ready or stop. Nothing here may raise: whatever W&B
+does, the folder stays the truth.
 """
 from __future__ import annotations
 

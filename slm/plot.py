@@ -61,8 +61,9 @@ def limits(curves: list[tuple[list, list]], floor: float | None) -> tuple[float,
 
 def plot_run(folder: Path) -> Path:
     """Draw folder/loss.png from metrics.jsonl and summary.json: training loss (light) with its
-    smoothed course (a running median), validation loss, the floor where it is known, all in nats per token against
-    tokens; the learning rate below. Returns its path. A run with nothing recorded gives axes."""
+    smoothed course (a running median), validation loss, the floor where it is known, all in nats
+    per token against tokens; the learning rate below. Returns its path. A run with nothing
+    recorded gives empty axes."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # without pyplot: no display, no state

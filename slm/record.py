@@ -117,6 +117,11 @@ class Record:
         """Time spent on this run since start(), plus that up to the checkpoint gone on from."""
         return self.before_sec + time.monotonic() - self.started
 
+    @property
+    def stop_asked(self) -> bool:
+        """Whether W&B asks for this run's end."""
+        return self.mirror is not None and self.mirror.stop_asked
+
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Append {step, time_sec, **values} to metrics.jsonl, at once. Steps never go back."""
         if step < self.latest.get("step", 0):
@@ -227,17 +232,22 @@ class Record:
         return state | {"last": newest(folder / "metrics.jsonl")}
 
 
-def newest(path: Path, tail_bytes: int = 16_384) -> dict[str, Any]:
-    """The newest value of every metric, from the end of metrics.jsonl."""
+def newest(path: Path, tail_bytes: int = 65_536) -> dict[str, Any]:
+    """The newest values of the metrics, from the end of metrics.jsonl. Only the last line, and the
+    last ones of training and validation, are parsed: a status view reads thousands of runs."""
     try:
         with open(path, "rb") as f:
             f.seek(max(0, os.fstat(f.fileno()).st_size - tail_bytes))
             raw = f.read()
     except OSError:
         return {}
+    end = raw.rfind(b"\n") + 1
     merged: dict[str, Any] = {}
-    for row, _ in rows_of(raw):
-        merged |= row
+    for place in sorted(raw.rfind(mark, 0, end) for mark in (b'"val/loss"', b'"train/loss"', b"{")):
+        if place >= 0:
+            start, stop = raw.rfind(b"\n", 0, place) + 1, raw.find(b"\n", place) + 1
+            for row, _ in rows_of(raw[start:stop]):
+                merged |= row
     return merged
 
 

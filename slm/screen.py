@@ -140,7 +140,7 @@ def final_summary(folder: Path) -> None:
         rows.append(("plot", shown(folder / "loss.png")))
     say()
     for name, text in rows:
-        for line in textwrap.wrap(text, 78, break_long_words=False) or [""]:
+        for line in textwrap.wrap(text, 78, break_long_words=False, break_on_hyphens=False) or [""]:
             say(f"{name:<15}{line}")
             name = ""
 

@@ -6,6 +6,7 @@ can't change a single bit of the weights."""
 from __future__ import annotations
 
 import math
+import signal
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -245,6 +246,8 @@ class Trainer:
         if self.step == self.plan.steps:
             return None
         train, number = self.spec.train, signals.received
+        if not number and self.record.stop_asked:  # on W&B's page, or by its early termination
+            number = signal.SIGTERM
         late = train.time_limit_sec and self.record.seconds() > train.time_limit_sec
         if self.machine.world > 1:
             if not self.due(self.spec.track.log_interval):

@@ -215,19 +215,22 @@ def test_a_server_that_dies_and_comes_back_later(server, tmp_path, capsys):
     assert sent(only(server)) == rows(folder)
 
 
-def test_wandb_core_killed_in_the_middle(server, tmp_path, capsys):
+def test_a_cluster_that_ends_every_process_of_a_job(server, tmp_path, capsys):
+    """Slurm's SIGTERM reaches the mirror and wandb-core too, which dies of it."""
     folder = tmp_path / "run"
     with begin(folder) as record:
         wait_until_ready(record.mirror)
         steps(record, 1, 10)
         time.sleep(1)
         os.kill(core_of(record.mirror), signal.SIGKILL)
+        os.kill(record.mirror.child.pid, signal.SIGTERM)
         steps(record, 11, 20)
-        record.finish("finished")
+        record.finish("preempted", "signal 15")
     said = capsys.readouterr().out
     assert "beginning again" in said and "Traceback" not in said
     run = only(server)
-    assert sent(run) == rows(folder) and len(sent(run)) == 20 and run["state"] == "finished"
+    assert sent(run) == rows(folder) and len(sent(run)) == 20
+    assert run["state"] == "preempted"  # so that a sweep gives it out again
 
 
 def test_wandb_that_hangs_is_left_behind_and_sent_later(server, tmp_path, monkeypatch, capsys):
@@ -372,12 +375,20 @@ def test_a_sweep_with_a_preempted_and_a_skipped_point(server, tmp_path):
     assert sent(runs[2]) == rows(tmp_path / "run-2") and len(sent(runs[2])) == 12
     assert runs[2].config()["model"]["n_layer"] == 2 and runs[2]["summary"]["val_loss"] == 3.9
     assert runs[7]["summary"]["status"] == "skipped" and "7" in runs[7]["summary"]["reason"]
-    ask = ("import wandb, json; rs = wandb.Api().runs('tester/swept', lazy=False,"
-           " filters={'summary_metrics.status': 'finished'}, per_page=1);"
-           "print(json.dumps([[r.config['model']['n_layer'], r.summary['val_loss'],"
-           " len(list(r.scan_history()))] for r in rs]))")
-    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, env=env)
-    assert json.loads(done.stdout.splitlines()[-1]) == [[2, 3.9, 12]], done.stderr
+    done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, env=env)
+    asked = json.loads(done.stdout.splitlines()[-1])
+    assert sorted(asked["all"]) == [2, 7] and asked["finished"] == [[2, 3.9, 12]], done.stderr
+
+
+ASK = """
+import json, wandb
+runs = wandb.Api().runs("tester/swept", per_page=1)
+print(json.dumps({
+    "all": [r.config["model.n_layer"] for r in runs],
+    "finished": [[r.config["model"]["n_layer"], r.summary["val_loss"], len(list(r.scan_history()))]
+                 for r in wandb.Api().runs("tester/swept", lazy=False,
+                                           filters={"summary_metrics.status": "finished"})]}))
+"""
 
 
 def test_without_an_agent_nothing_is_reported(capsys):

@@ -25,7 +25,8 @@ def test_without_a_terminal_there_are_whole_lines_at_evaluations(capsys):
     out = capsys.readouterr().out
     lines = out.splitlines()
     steps = [int(line.split()[1].split("/")[0]) for line in lines]
-    assert "\r" not in out and steps == [100, 200, 250, 350, 450, 500, 600, 700, 750, 850, 950, 1000]
+    assert "\r" not in out
+    assert steps == [100, 200, 250, 350, 450, 500, 600, 700, 750, 850, 950, 1000]
     assert lines[0].startswith("step  100/1000  train 3.0000  val 2.5000  12.3k tokens/s")
     assert " left" in lines[0]
 

@@ -7,9 +7,9 @@ It serves init, log, finish and resume; sweeps (grid, random, run_cap, nested pa
 agents, with stop, and requeue of preempted runs; the Api with filters and pages of history; tables
 and `wandb sync`. Everything lives in memory, on loopback only, with no authentication. In a test:
 
-    from wandb_server import wandb_server, point_wandb_at      # a module-scoped fixture
-    wandb_server.runs[entity, project, run_id]                 # a Run, a dict with .history()
-    wandb_server.fail = lambda request: 503                    # an outage; None ends it
+    from wandb_server import API_KEY, wandb_server    # a module-scoped fixture; set the variables
+    wandb_server.runs[entity, project, run_id]        # a Run: a dict with history() and config()
+    wandb_server.fail = lambda request: 503           # an outage; None ends it
 """
 from __future__ import annotations
 
@@ -53,8 +53,9 @@ def from_opaque(text: str) -> list[str]:
     return base64.b64decode(text).decode().split(":")[1:]
 
 
-def connection(nodes: list[dict], page: dict = LAST_PAGE) -> dict:
-    return {"edges": [{"node": n, "cursor": str(i)} for i, n in enumerate(nodes)],
+def connection(nodes: list[dict], page: dict = LAST_PAGE, first: int = 0) -> dict:
+    """A page of nodes; the client asks for what follows its last cursor."""
+    return {"edges": [{"node": n, "cursor": str(i)} for i, n in enumerate(nodes, first + 1)],
             "pageInfo": page}
 
 
@@ -147,7 +148,7 @@ class Sweep:
         return random.randint(low, high) if whole else random.uniform(low, high)
 
     def next(self) -> dict | None:
-        """The next run's arguments, {name: {"value": v}}, nested as in the sweep; None: all done."""
+        """The next run's arguments, {name: {"value": v}}, nested as in the sweep; None: no more."""
         leaves = list(self.leaves(self.config["parameters"]))
         if self.launched >= self.config.get("run_cap", math.inf):
             return None
@@ -188,7 +189,7 @@ def matches(run: Run, filters: dict) -> bool:
             ok = (all if key == "$and" else any)(matches(run, f) for f in want)
         else:
             got = run
-            path = {"display_name": "displayName"}.get(key, key).replace("summary_metrics", "summary")
+            path = key.replace("display_name", "displayName").replace("summary_metrics", "summary")
             for part in path.split("."):
                 got = got.get(part) if isinstance(got, dict) else None
             if isinstance(got, dict) and "value" in got:
@@ -393,7 +394,7 @@ class Server:
         nodes = [{k: x for k, x in r.node().items() if k not in heavy} for r in found[first:last]]
         page = {"endCursor": str(last), "hasNextPage": last < len(found)}
         return {"project": project_node(v["entity"], v["project"])
-                | {"runCount": len(found), "runs": connection(nodes, page)}}
+                | {"runCount": len(found), "runs": connection(nodes, page, first)}}
 
     def op_Run(self, v: dict) -> dict:
         run = self.run(v)

@@ -151,32 +151,22 @@ class Fables:
         """By subject: nats a story, exact, that a reader loses on average who knows all but the
         facts of this subject. Facts are drawn evenly, so the first telling of one costs such a
         reader the log of the number of values it may have."""
-        told = {v: sum(math.log(len(values)) * self.grammar.mentions(
-                    lambda slot: slot.variable == v and fact_of(slot.form) == fact)
-                    for fact, values in language.FACTS.items()) for v in language.ALIASES}
+        def told(variable: str) -> float:
+            return sum(math.log(len(values)) * self.grammar.mentions(
+                lambda slot, fact=fact: slot.variable == variable and fact_of(slot.form) == fact)
+                for fact, values in language.FACTS.items())
+
+        hero, friend = told("hero"), told("friend")
         weights = self.grammar.tables["subject"].weights
-        return [p * told["hero"] + q * told["friend"] for p, q in zip(weights.p, weights.second())]
+        return [p * hero + q * friend for p, q in zip(weights.p, weights.second())]
 
     def check(self, text: str) -> Verdict:
         """How far a text keeps to the grammar, and whether names, things and facts agree."""
         reading = self.grammar.read(text, open_names=True)
-        by_variable: dict[str, list[Mention]] = {}
-        for m in (reading.trails or [reading.trail])[0]:
-            if type(m) is Mention:
-                by_variable.setdefault(m.slot.variable, []).append(m)
-        slips: list[Slip] = []
-        told: dict[tuple[str, str], bool] = {}
-        owners: dict[tuple[str, str], str] = {}
-        for variable, mentions in by_variable.items():
-            slips += _slips(mentions, told)
-            first = next((m for m in mentions if m.slot.form == ""), mentions[0])
-            owner = owners.setdefault((first.slot.table_name, first.said), variable)
-            if owner != variable:
-                slips.append(Slip(first.position, variable, first.slot.form, first.said,
-                                  f"another than the {owner}"))
-        parsed = bool(reading.trails)
-        return Verdict(parsed, len(text) if parsed else reading.position,
-                       not parsed and reading.position == len(text),
+        parsed = bool(reading.whole)
+        # The beginning of a story may have several readings: take the one most in its favour.
+        slips, told = min(map(_judge, reading.whole or reading.furthest), key=lambda r: len(r[0]))
+        return Verdict(parsed, reading.position, not parsed and reading.position == len(text),
                        len(told), sum(told.values()),
                        tuple(sorted(slips, key=lambda slip: slip.position)))
 
@@ -197,21 +187,40 @@ def fact_of(form: str) -> str | None:
     return fact if fact in language.FACTS else None
 
 
+def _judge(trail: list) -> tuple[list[Slip], dict[tuple[str, str], bool]]:
+    """The slips of one reading, and by (variable, fact) whether it was told right."""
+    mentions: dict[str, list[Mention]] = {}
+    for m in trail:
+        if type(m) is Mention:
+            mentions.setdefault(m.slot.variable, []).append(m)
+    slips: list[Slip] = []
+    told: dict[tuple[str, str], bool] = {}
+    owners: dict[tuple[str, str], str] = {}
+    for variable, ms in mentions.items():
+        slips += _slips(ms, told)
+        first = next((m for m in ms if m.slot.form == ""), ms[0])
+        owner = owners.setdefault((first.slot.table_name, first.said), variable)
+        if owner != variable:
+            slips.append(_slip(first, f"another than the {owner}"))
+    return slips, told
+
+
+def _slip(m: Mention, expected: str | None) -> Slip:
+    return Slip(m.position, m.slot.variable, m.slot.form, m.said, expected)
+
+
 def _slips(mentions: list[Mention], told: dict[tuple[str, str], bool]) -> list[Slip]:
-    """Mentions of one variable that disagree with the entry it was given; adds to `told` whether
-    each fact was told right, by (variable, fact)."""
-    naming = [m for m in mentions if m.slot.form.removeprefix("a ") in ("", "a", "species")]
-    fits, strange = None, None
-    for m in naming:
-        here = set(m.slot.where.get(m.said, ()))
-        both = here if fits is None else fits & here
-        if both:
-            fits = both
-        else:
-            strange = strange or m
+    """Mentions of one variable that disagree with the entry it was given; adds to `told`."""
+    fits: set[int] | None = None
+    strange: list[Mention] = []
+    for m in mentions:
+        if m.slot.form.removeprefix("a ") in ("", "a", "species"):
+            here = set(m.slot.where.get(m.said, ()))
+            both = here if fits is None else fits & here
+            fits = both or fits
+            strange += [] if both else [m]
     if not fits or len(fits) > 1:  # nobody of this world, or the text does not say who
-        return [Slip(strange.position, strange.slot.variable, strange.slot.form, strange.said,
-                     None)] if strange else []
+        return [_slip(m, None) for m in strange[:1]]
     k = fits.pop()
     slips = []
     for m in mentions:
@@ -219,7 +228,7 @@ def _slips(mentions: list[Mention], told: dict[tuple[str, str], bool]) -> list[S
         if fact:
             told[m.slot.variable, fact] = told.get((m.slot.variable, fact), True) and right
         if not right:
-            slips.append(Slip(m.position, m.slot.variable, m.slot.form, m.said, m.slot.column[k]))
+            slips.append(_slip(m, m.slot.column[k]))
     return slips
 
 
@@ -243,15 +252,21 @@ def subjects(seed: int, count: int) -> list[tuple[str, int, str]]:
 
     Raises: UserError: there are not so many.
     """
-    found: list[tuple[str, int, str]] = []
+    pools: list[dict[str, int]] = []
     for names in _name_lists():
+        pools.append(names)
+        if sum(map(len, pools)) * len(language.SPECIES) >= count:
+            break
+    else:
+        raise UserError(f"data.fables.facts = {count}: there are only "
+                        f"{sum(map(len, pools)) * len(language.SPECIES)} subjects")
+    found: list[tuple[str, int, str]] = []
+    for names in pools:
         more = list(itertools.product(names.items(), language.SPECIES))
         # random.shuffle is no promise across Python versions; sorting by a hash is.
         more.sort(key=lambda who: _hash(f"subject {seed} {who[0][0]} {who[1]}", 16))
         found += [(name, gender, species) for (name, gender), species in more]
-        if len(found) >= count:
-            return found[:count]
-    raise UserError(f"data.fables.facts = {count}: there are only {len(found)} subjects")
+    return found[:count]
 
 
 def _name_lists() -> Iterator[dict[str, int]]:

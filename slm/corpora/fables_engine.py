@@ -60,12 +60,12 @@ class Derivation(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What the wording allows, memory aside. trails: one per whole reading, a list of alternative
-    numbers and Mentions; position: characters read before the text left the grammar (or ended);
-    trail: the reading that got there."""
-    trails: list[list]
+    """What the wording allows, memory aside. A trail is a list of alternative numbers and
+    Mentions. whole: one per reading of the whole text; position: characters that were read until
+    the text ended or left the grammar; furthest: the trails that got there."""
+    whole: list[list]
     position: int
-    trail: list
+    furthest: list[list]
 
 
 class Grammar:
@@ -232,9 +232,16 @@ class Grammar:
     def read(self, text: str, open_names: bool = False) -> Reading:
         """All readings of the wording: a slot may say any entry, a later mention another one.
         open_names: also names that no table has (where the word is not one of the grammar's)."""
-        trails: list[list] = []
-        best: tuple[int, tuple | None] = (0, None)
+        whole: list[list] = []
+        ends: dict[int, dict[int, tuple | None]] = {0: {}}  # only of the furthest position
         stack: list[tuple] = [(0, (self.start, None), None)]
+
+        def stop(at: int, trail: tuple | None) -> None:
+            if at >= next(iter(ends)):
+                if at not in ends:
+                    ends.clear()
+                ends.setdefault(at, {})[id(trail)] = trail
+
         while stack:
             at, todo, trail = stack.pop()
             while todo:
@@ -249,16 +256,17 @@ class Grammar:
                     break
                 said, length = self._said(part, text, at, open_names)
                 if said is None:
-                    best = max(best, (at + length, trail), key=lambda b: b[0])
+                    stop(at + length, trail)
                     break
                 if type(part) is Slot:
                     trail = (Mention(part, at, said), trail)
                 at += length
             else:
-                best = max(best, (at, trail), key=lambda b: b[0])
+                stop(at, trail)
                 if at == len(text):
-                    trails.append(_unroll(trail))
-        return Reading(trails, best[0], _unroll(best[1]))
+                    whole.append(_unroll(trail))
+        [(position, trails)] = ends.items()
+        return Reading(whole, position, [_unroll(trail) for trail in trails.values()])
 
     def _said(self, part: str | Slot, text: str, at: int,
               open_names: bool) -> tuple[str | None, int]:
@@ -273,6 +281,8 @@ class Grammar:
                 return said, length
         if open_names and part.open_name:
             found = part.open_name.match(text, at)
+            if found and found.end() == len(text):  # may yet become a name
+                return None, len(found.group())
             if found and found.group() not in self.words:
                 return found.group(), len(found.group())
         near = bisect_right(part.sorted, text[at:at + part.lengths[-1]])
@@ -281,7 +291,7 @@ class Grammar:
     def parses(self, text: str) -> list[Derivation]:
         """Every derivation whose text is `text`: one for a story, none for anything else."""
         found = []
-        for trail in self.read(text).trails:
+        for trail in self.read(text).whole:
             mentions: dict[str, list[Mention]] = {}
             for m in trail:
                 if type(m) is Mention:

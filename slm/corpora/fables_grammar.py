@@ -61,7 +61,7 @@ WORDS = {
             "behind a wall, under the rug, on the shelf, in the hay, in a bag, on the path, in "
             "the bath, behind a stone, in a hole",
     "yard": "under a tree, by the gate, near the fence, in the park, behind the house, by the "
-            "path, in the field, on a rock, by the stream, near the wall",
+            "path, in the field, by the barn, by the stream, near the wall",
     "count": "two, three, five, six, seven, ten",
     "shade": "red, blue, green, pink, purple, white",
     "sight": "a rainbow, a fair, a swing, a band, a plane, a show, a parade, a nest, a puppy",
@@ -85,6 +85,7 @@ FRAME = r"""
 story:
     5 | <intro>\n<when> <plot>
     1 | <today>\n<soon> <plot>
+
 intro:
     8 | Once upon a time, there was <who>. <told>
     4 | Once upon a time, <who> lived {hero:home}. {hero:She} <loved>
@@ -94,6 +95,7 @@ intro:
     1 | {hero} was {hero:a trait} {hero:species}. <told>
     1 | Far away, {hero:home}, lived <who>. {hero:She} <loved>
     1 | Everyone {hero:home} knew {hero} the {hero:species}. {hero:She} <loved>
+
 today:
     2 | One day, {hero} the {hero:species} was at home {hero:home}. {hero:She} <loved>
     2 | One {weather} day, <who> woke up. <told>
@@ -117,6 +119,7 @@ loved:
     2 | liked to {hero:hobby} and eat {hero:food}.
     1 | could {hero:hobby} very well.
     1 | was known for {hero:her} {hero:colour} hat.
+
 when:
     5 | One day,
     2 | One {weather} day,
@@ -128,6 +131,7 @@ soon:
     After a while,
     A little later,
     Before long,
+
 plot:
     5 | <lost>
     5 | <share>
@@ -144,6 +148,7 @@ plot:
     2 | <noise>
     2 | <found>
     2 | <sick>
+
 end:
     4 | They were friends from that day on.
     2 | {hero} and {friend} were happy all day.

@@ -27,6 +27,7 @@ lost_end:
     {hero} thanked {friend} and put the {thing} in a safe place.
     {hero} and {friend} played with the {thing} until dark.
     "My {thing}!" said {hero}. <end>
+
 share:
     <share_begin> <share_ask> <share_no> <share_yes> <share_end>
 share_begin:
@@ -46,7 +47,7 @@ share_no:
 share_yes:
     But then {hero:she} felt bad and gave {friend} half.
     Then {hero} thought, "It is no fun to eat alone."
-    But {friend} looked sad. "Here, take {count2}," said {hero}.
+    But {friend} looked sad. "Here, take half," said {hero}.
     Then {hero} smiled and gave {friend} some {hero:food}.
 share_end:
     {hero} learned that it is good to share.
@@ -54,6 +55,7 @@ share_end:
     The next day, {friend} shared {friend:food} with {hero}.
     "You are so {hero:trait}!" said {friend}.
     <end>
+
 fear:
     <fear_begin> <fear_help> <fear_end>
 fear_begin:
@@ -72,6 +74,7 @@ fear_end:
     {hero} tried, and {hero:she} did it! "I am not afraid now," said {hero}. <end>
     {hero:Her} heart beat fast, but {hero} was brave. {friend} was proud of {hero:him}.
     After that, {hero} felt much better. <end>
+
 gift:
     <gift_begin> <gift_make> <gift_open> <gift_end>
 gift_begin:
@@ -93,6 +96,7 @@ gift_end:
     "This is the best gift ever," said {friend}. <end>
     {friend} gave {hero} a big hug. {hero} felt warm inside.
     Then they went to {friend:hobby} together. <end>
+
 storm:
     <storm_begin> <storm_bad> <storm_in> <storm_end>
 storm_begin:
@@ -116,6 +120,7 @@ storm_end:
     {friend} gave {hero} {friend:a colour} blanket and some {warm}. <end>
     When the storm was over, they saw a rainbow. <end>
     They played {game} until the storm was over. "You are so {friend:trait}!" said {hero}.
+
 stuck:
     <stuck_begin> <stuck_up> <stuck_try> <stuck_down> <stuck_end>
 stuck_begin:
@@ -141,6 +146,7 @@ stuck_end:
     {friend} got it down. {hero} said, "You are so {friend:trait}!"
     {hero} was happy and let {friend} play with the {flyer} too.
     {hero} hugged {hero:her} {flyer} and {friend} hugged {hero}.
+
 promise:
     <promise_begin> <promise_see> <promise_go> <promise_end>
 promise_begin:
@@ -161,6 +167,7 @@ promise_end:
     {friend} was very happy. {hero} learned to keep a promise.
     "Thank you, {hero}," said {friend}. "You are so {hero:trait}!"
     They sat down {yard2} to eat {friend:food}.
+
 help:
     <help_begin> <help_ask> <help_pull> <help_end>
 help_begin:
@@ -182,6 +189,7 @@ help_end:
     After that, {friend} took {hero} for a ride in the {load}.
     {friend} said, "Come and eat {friend:food} with me." <end>
     {hero} and {friend} went to {friend:hobby} together.
+
 race:
     <race_begin> <race_fall> <race_stop> <race_end>
 race_begin:
@@ -200,6 +208,7 @@ race_end:
     {hero} took {friend} home, and they had {warm}. <end>
     Nobody won the race, but {hero} had won a friend. <end>
     "You are a true friend," said {friend}. <end>
+
 truth:
     <truth_begin> <truth_break> <truth_hide> <truth_tell> <truth_end>
 truth_begin:
@@ -222,6 +231,7 @@ truth_end:
     "Thank you for telling me," said {friend}. They fixed the {thing} with {glue}.
     {friend} hugged {hero:him}. "I like you more than my {thing}," {friend:she} said.
     "It is all right," said {friend}. <end>
+
 garden:
     {hero} put a seed in the ground {yard}. <garden_wait> <garden_who> <garden_grow>
     {friend} the {friend:species} gave {hero} a seed. <garden_put> <garden_grow>
@@ -233,17 +243,18 @@ garden_wait:
 garden_who:
     "Just wait," said {friend}, {friend:a trait} {friend:species}.
     "Good things take time," said {friend} the {friend:species}.
-    {friend} the {friend:species}, who lived {friend:home}, said, "Do not stop."
-    <brings> came to {friend:hobby} for it.
+    {friend} the {friend:species}, who lived {friend:home}, said, "Do not give up."
+    <brings> came to {friend:hobby} with {hero:him}.
 garden_say:
     "Just wait," said {friend}.
     "My {friend:food} took a long time too," said {friend}.
-    "I will {friend:hobby} for it," said {friend}.
+    "Let us {friend:hobby} while we wait," said {friend}.
 garden_grow:
     Then there was a {shade} {plant}! <end>
     {hero} kept on, and soon there was a {plant} {yard}. <end>
-    One day, a big {plant} came up. {hero} and {friend} danced around the {plant}.
+    In the end, a big {plant} came up. {hero} and {friend} danced around the {plant}.
     At last a little {plant} came, as {friend:colour} as {friend}'s hat. <end>
+
 meet:
     {hero} saw <meet_new> sitting alone {yard}. <meet_ask> <meet_play> <meet_end>
 meet_new:
@@ -261,6 +272,7 @@ meet_end:
     Now {friend} was not alone any more. <end>
     "You are my best friend," said {friend}. "Let us play {game} again!"
     {hero} gave {friend} some {hero:food}. <end>
+
 noise:
     <noise_begin> <noise_think> <noise_see> <noise_end>
 noise_begin:
@@ -274,9 +286,10 @@ noise_see:
     It was {friend} the {friend:species}, looking for {friend:her} {look} {thing}!
     Then {hero:she} saw {friend:a colour} hat. It was {friend} the {friend:species}!
 noise_end:
-    "You are not a {monster}!" said {hero}, and they both laughed. <end>
+    "You are not a {monster}!" said {hero}. <end>
     "I am sorry, {hero}," said {friend}. <end>
-    {hero} and {friend} laughed about the {monster}. <end>
+    {hero} was glad that it was no {monster}. <end>
+
 found:
     {hero} found {look:a} {thing} {spot}. <found_whose> <found_back> <found_end>
 found_whose:
@@ -291,6 +304,7 @@ found_end:
     {friend} was so happy that {friend:she} gave {hero} {count} {friend:food}. <end>
     {friend} hugged the {thing} and then {friend:she} hugged {hero}. <end>
     "Thank you, {hero}!" said {friend}. <end>
+
 sick:
     {friend} the {friend:species} was in bed with {ill}. <sick_bring> <sick_do> <sick_end>
 sick_bring:
