@@ -30,35 +30,19 @@ def main(args: list[str]) -> int:
             raise UserError("give a spec, as in: python run.py experiments/base.yaml (--help lists "
                             "every key)")
         spec = load_spec(files, overrides)
-        if "--plan" in args:
-            return plan(spec)
-        if UNDER_AGENT:
-            die_with_parent()
-            refuse_other_than_swept(spec)
-        return train_with_branches(spec)
-    except ImpossiblePoint as e:
-        if UNDER_AGENT:  # a sweep goes on past a point that can't be trained
+        return plan(spec) if "--plan" in args else train_with_branches(spec)
+    except UserError as e:
+        if UNDER_AGENT and isinstance(e, ImpossiblePoint):  # the sweep goes on past such a point
             from slm.mirror import report_skipped
             report_skipped(str(e))
             say(f"skipped: {e}")
             return 0
         print(e, file=sys.stderr)
         return 2
-    except UserError as e:
-        print(e, file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\nstopped at once; the same command goes on from the last checkpoint",
               file=sys.stderr)
         return 130
-
-
-def refuse_other_than_swept(spec: Spec) -> None:
-    """A sweep's page must never show a value that was not trained."""
-    from slm.mirror import check_swept
-    differences = check_swept(as_dict(spec))
-    if differences:
-        raise UserError("\n".join(differences))
 
 
 def plan(spec: Spec) -> int:
@@ -73,23 +57,28 @@ def plan(spec: Spec) -> int:
 
 
 def train_with_branches(spec: Spec) -> int:
+    if UNDER_AGENT:
+        from slm.mirror import refuse_unswept
+        die_with_parent()
+        refuse_unswept(as_dict(spec))
     code = train(spec)
     if code == 0 and spec.train.branches:
-        from slm.branch import branch_specs, seed_branch
-        for child in branch_specs(spec):
-            seed_branch(run_folder(spec), child)
+        from slm.branch import seed_branches
+        for child in seed_branches(spec):
             code = code or train(child)
     return code
 
 
 def train(spec: Spec) -> int:
-    """One run from start or checkpoint to its end. Returns the exit code."""
+    """One run from its start or its checkpoint to its end. Returns the exit code."""
     from slm.record import Record
     folder = run_folder(spec)
     done = Record.peek(folder)
     if done and done["status"] in ("finished", "diverged"):
-        say(f"{folder} is {done['status']}: nothing to do; remove "
-            "the folder to train it again")
+        say(f"{folder} is {done['status']}: nothing to do; remove the folder to train it again")
+        if UNDER_AGENT:  # the agent's run still wants its numbers
+            from slm.mirror import send
+            send(folder, spec.track)
         return exit_code(done["status"])
     from slm.device import setup
     from slm.plan import make_plan

@@ -179,25 +179,25 @@ def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None,
 
 
 def find_checkpoint(run: Path, which: str) -> Path:
-    """The best or the last checkpoint file of a run folder. Raises UserError where there is none."""
+    """A run folder's best or last checkpoint file. Raises UserError where there is none."""
     if which not in ("best", "last"):
         raise UserError(f"which={which!r} is not one of best, last")
     if not run.is_dir():
         raise UserError(f"{run} is not a folder: give a run's folder, runs/<name>-<hash>")
     best, last = run / "checkpoints" / checkpoint.BEST, checkpoint.last(run / "checkpoints")
-    if best.is_file() and (which == "best" or last is None):
-        return best
-    if last is None:
-        raise UserError(f"{run} has no checkpoints/*.pt: its run has not saved one yet, or it is no "
-                        "run folder")
-    if which == "best":
-        say(f"{run.name} has no {checkpoint.BEST} yet: using {last.name}")
-    return last
+    wanted, other = (best, last) if which == "best" else (last, best)
+    if wanted is not None and wanted.is_file():
+        return wanted
+    if other is None or not other.is_file():
+        raise UserError(f"{run} has no checkpoints/*.pt: its run has not saved one yet, or it is "
+                        "no run folder")
+    say(f"{run.name} has no {which} checkpoint: using {other.name}")
+    return other
 
 
 def load_model(path: Path) -> GPT:
-    """The model of one checkpoint file, on the CPU, in evaluation mode. Raises UserError for a file that is
-    truncated, from elsewhere or of another version."""
+    """The model of one checkpoint file, on the CPU, in evaluation mode. Raises UserError for a file
+    that is truncated, from elsewhere or of another version."""
     state = checkpoint.load(path)
     try:
         model = GPT(GPTConfig(**state["config"]))

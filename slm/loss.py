@@ -103,7 +103,7 @@ class ChunkedLoss(torch.autograd.Function):
             z = e.sub_(top).exp_().sum(dim=1, keepdim=True)
             loss[part] = ((z.log() + top - chosen) * keep).squeeze(1)
             if need_grads:
-                e.scatter_add_(1, target, -z)   # e / z: softmax - onehot, the gradient of the logits
+                e.scatter_add_(1, target, -z)   # e / z is now softmax - onehot, the gradient
                 if dtype != exact:              # z may exceed the range of float16
                     e, z = e.div_(z).to(dtype), 1
                 row = keep / z                  # applied to (chunk, d), which is smaller

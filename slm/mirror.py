@@ -141,6 +141,12 @@ def check_swept(config: dict[str, Any]) -> list[str]:
     return lines
 
 
+def refuse_unswept(config: dict[str, Any]) -> None:
+    """Raises UserError where check_swept finds a difference."""
+    if lines := check_swept(config):
+        raise UserError("\n".join(lines))
+
+
 def _same(want: Any, got: Any) -> bool:
     if isinstance(want, list) and isinstance(got, list):
         return len(want) == len(got) and all(map(_same, want, got))
@@ -157,7 +163,7 @@ def _derived(key: str, want: Any, config: dict[str, Any]) -> bool:
     if key == "model.head_size":
         return d == float(want) * heads
     if key == "model.aspect_ratio":
-        return d in {round_up(layers * float(want), m) for m in (64, d // heads, heads, d)} - {0}
+        return d in {round_up(layers * float(want), m) for m in (64, d // heads, heads)}
     return want is None
 
 
@@ -187,7 +193,7 @@ class Mirror:
         if mode == "disabled":
             say(f"W&B off ({why})")
             return mirror
-        if mode == "offline":
+        if mode == "offline" != track.wandb:
             say(f"W&B offline ({why})")
         project = None if track.project == "slm" and os.environ.get("WANDB_PROJECT") \
             else track.project

@@ -6,6 +6,7 @@ does, the folder stays the truth.
 """
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -73,6 +74,28 @@ def unreachable(base_url: str, seconds: float) -> str | None:
     thread.start()
     thread.join(seconds)
     return answer[0] or None
+
+
+STOPPED = """query RunStoppedStatus($entity: String, $project: String, $runId: String!) {
+  project(name: $project, entityName: $entity) { run(name: $runId) { stopped } } }"""
+
+
+def is_stopped(run: Any) -> bool:
+    """Whether W&B asked this run to stop, as its own client asks (it does so every 15 s only). Such
+    a run is over; if it were marked as preempted, its sweep would give it out again and again."""
+    import wandb
+    settings = wandb.setup().settings
+    key = base64.b64encode(f"api:{settings.api_key}".encode()).decode()
+    asked = {"query": STOPPED, "variables": {"entity": run.entity, "project": run.project,
+                                             "runId": run.id}}
+    request = urllib.request.Request(
+        settings.base_url.rstrip("/") + "/graphql", data=json.dumps(asked).encode(),
+        headers={"Content-Type": "application/json", "Authorization": f"Basic {key}"})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return bool(json.load(answer)["data"]["project"]["run"]["stopped"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # not known
 
 
 class Child:
@@ -225,7 +248,7 @@ class Child:
             summary = json.loads((self.folder / "summary.json").read_bytes())
             self.run.summary.update({k: v for k, v in summary.items()   # facts are in the config
                                      if not isinstance(v, dict)})
-        if preempted:
+        if preempted and not (self.mode == "online" and is_stopped(self.run)):
             self.run.mark_preempting()
         try:
             self.run.finish(exit_code=exit_code)

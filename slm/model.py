@@ -38,9 +38,9 @@ class KVCache:
         self.layers: list[tuple[Tensor, Tensor]] = []        # per layer two of (b, h, size, k)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values of t new tokens, (b, h, t, k) each; return all so far, (b, h, s, k)."""
+        """Store keys and values of new tokens, (b, h, t, k); return all so far, (b, h, s, k)."""
         end = self.length + k.shape[2]
-        if layer == len(self.layers):                        # dtype and device follow the first keys
+        if layer == len(self.layers):                        # dtype and device as the first keys'
             shape = (*k.shape[:2], self.size, k.shape[3])
             self.layers.append((k.new_empty(shape), v.new_empty(shape)))
         keys, values = self.layers[layer]
@@ -129,7 +129,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """GELU, ReLU^2 (So et al. 2021, arXiv 2109.08668) or SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
+    """With GELU, ReLU^2 (So et al. 2021, arXiv 2109.08668) or SwiGLU (Shazeer 2020,
+    arXiv 2002.05202)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -207,12 +208,12 @@ class GPT(nn.Module):
         return self.wte.weight if self.config.tied else self.lm_head.weight
 
     def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Token ids (b, t) -> what the head reads, (b, t, d); with a cache, ids are the new ones."""
-        t, seen = idx.shape[1], 0 if cache is None else cache.length
-        if seen + t > (self.config.block_size if cache is None else cache.size):
-            raise ValueError(f"{seen + t} tokens don't fit: the model's block_size is "
-                             f"{self.config.block_size}" + (f", the cache's size {cache.size}"
-                                                            if cache is not None else ""))
+        """Token ids (b, t) -> what the head reads (b, t, d). With a cache, ids are the new ones."""
+        t, block_size = idx.shape[1], self.config.block_size
+        seen, room = (0, block_size) if cache is None else (cache.length, cache.size)
+        if seen + t > min(room, block_size):
+            raise ValueError(f"{seen + t} tokens don't fit: block_size is {block_size}"
+                             + (f", the cache holds {room}" if cache is not None else ""))
         if cache is None:
             positions, mask = torch.arange(t, device=idx.device)[None], None
         else:
@@ -250,5 +251,5 @@ class GPT(nn.Module):
     def num_params(self) -> dict[str, int]:
         """Parameters by role (slm.cost.count_params), checked against the real tensors."""
         counts, real = count_params(self.config), sum(p.numel() for p in self.parameters())
-        assert counts["total"] == real, f"slm/cost.py counts {counts['total']}, the model has {real}"
+        assert counts["total"] == real, f"slm/cost.py says {counts['total']}, the model has {real}"
         return counts

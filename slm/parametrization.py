@@ -3,21 +3,23 @@
 With m = n_embd / base_width and l = n_layer / base_depth (muP: Yang et al. 2022, arXiv 2203.03466;
 CompleteP at alpha = 1: Dey et al. 2025, arXiv 2505.01618, table 1; AdamW with decay lr * wd):
 
-    tensor group                    sp                      mup                     completep
-    embedding   init std            s                       s                       s
-                forward             x                       input_mult * x          input_mult * x
-    matrix      init std            s                       s / sqrt(m)             s / sqrt(m)
-                lr, wd, eps         1, 1, 1                 1/m, m, 1/m             1/m, m, 1/(m l)
-    projection  init std            s / sqrt(2 n_layer)     ... / sqrt(m)           s / sqrt(2 base_depth m)
-                lr, wd, eps         as matrix
-                residual branch     x + f                   x + f                   x + f / l
-    vector      lr, wd, eps         1, 0, 1                 1, 0, 1/m               1, 0, 1/(m l)
-    final_norm  lr, wd, eps         1, 0, 1                 1, 0, 1                 1, 0, 1
-    head        init std, lr, wd    s, 1, 1                 s, 1, 1                 s, 1, 1
-                forward             logits                  logits * output_mult/m  logits * output_mult/m
-    attention logits (head size k)  q.k / sqrt(k)           q.k * sqrt(base k) / k  as mup
+    tensor group              sp                   mup                     completep
+    embedding   init std      s                    s                       s
+                forward       x                    input_mult * x          input_mult * x
+    matrix      init std      s                    s / sqrt(m)             s / sqrt(m)
+                lr, wd, eps   1, 1, 1              1/m, m, 1/m             1/m, m, 1/(m l)
+    projection  init std      s / sqrt(2 n_layer)  s / sqrt(2 n_layer m)   s / sqrt(2 base_depth m)
+                lr, wd, eps   1, 1, 1              1/m, m, 1/m             1/m, m, 1/(m l)
+                residual      x + f                x + f                   x + f / l
+    vector      lr, wd, eps   1, 0, 1              1, 0, 1/m               1, 0, 1/(m l)
+    final_norm  lr, wd, eps   1, 0, 1              1, 0, 1                 1, 0, 1
+    head        init std      s                    s                       s
+                lr, wd, eps   1, 1, 1              1, 1, 1                 1, 1, 1
+                forward       logits               logits * output_mult/m  logits * output_mult/m
+    attention   logits        q.k / sqrt(k)        q.k * sqrt(base k)/k    q.k * sqrt(base k)/k
 
-lr, wd and eps are factors on the spec's values. A tied head is the embedding with the head's
+vector: gains and biases of the blocks; k: head size. lr, wd and eps are factors on the spec's
+values. A tied head is the embedding with the head's
 forward rule. At the base shape (m = l = 1) every factor is exactly 1 and the three are the same run
 bitwise; that is why completep, which drops GPT-2's 1/sqrt(2 n_layer), keeps the constant
 1/sqrt(2 base_depth). d_ff is taken to grow with n_embd. Muon's matrices keep their learning rate
@@ -90,16 +92,17 @@ def multipliers(config: GPTConfig) -> Multipliers:
 
 def rules(config: GPTConfig) -> dict[str, Rule]:
     """The rule of every tensor group, in the order of GROUPS."""
-    m, l, std = width_ratio(config), depth_ratio(config), config.init_std
+    m, std = width_ratio(config), config.init_std
+    block_eps = 1 / (m * depth_ratio(config))
     depth = config.base_depth if config.parametrization == "completep" else config.n_layer
     start = 0.0 if config.zero_init else 1.0
-    hidden = dict(lr=1 / m, weight_decay=m, eps=1 / (m * l))
+    hidden = dict(lr=1 / m, weight_decay=m, eps=block_eps)
     return {
         "embedding": Rule(std),
         "head": Rule(std * start),
         "matrix": Rule(std / sqrt(m), **hidden),
         "projection": Rule(std / sqrt(m) / sqrt(2 * depth) * start, **hidden),
-        "vector": Rule(0.0, weight_decay=0.0, eps=1 / (m * l)),
+        "vector": Rule(0.0, weight_decay=0.0, eps=block_eps),
         "final_norm": Rule(0.0, weight_decay=0.0),
     }
 

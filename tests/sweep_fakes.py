@@ -41,10 +41,13 @@ def main():
         folder.mkdir(parents=True)                # crashes the first time
         os.kill(os.getpid(), signal.SIGKILL)
     steps, pause = spec.train.steps, float(os.environ.get("FAKE_STEP_SEC", "0.005"))
+    if os.path.exists("hurry"):
+        pause = 0.002
     with Record.open(folder, as_dict(spec), identity(spec)) as record:
         saved = folder / "checkpoints.txt"
         first = int(saved.read_text()) if saved.exists() else 0
-        record.start(first, {"machine": {"device": "cpu"}, "flops_per_token": {"matmul": 1e6}})
+        record.start(first, {"machine": {"device": "cpu"}, "flops_per_token": {"matmul": 1e6}},
+                     spec.track if under_agent else None)
         step = first
         while step < steps:
             time.sleep(pause)

@@ -1,4 +1,5 @@
-"""Sampling: cached equals uncached, a batch equals its rows, filters by enumeration, the command."""
+"""Sampling: cached equals uncached, a batch equals its rows, filters by enumeration, the CLI."""
+import string
 import subprocess
 import sys
 from dataclasses import asdict
@@ -11,7 +12,6 @@ import torch
 import slm
 from slm import checkpoint, generate
 from slm.corpora import EOT
-from slm.errors import UserError
 from slm.generate import Writer, generate_ids, load, pick
 from slm.model import GPT
 from slm.shape import PRESETS, GPTConfig
@@ -62,7 +62,8 @@ def test_a_batch_of_unequal_prompts_equals_its_rows(preset, parametrization):
     assert len({len(text) - len(prompt) for text, prompt in zip(together, PROMPTS)}) > 1
     sampled = generate_ids(net, PROMPTS, 40, temperature=1.5, seeds=[7, 8, 9, 10], eot=eot)
     for i, prompt in enumerate(PROMPTS):
-        assert generate_ids(net, [prompt], 40, temperature=1.5, seeds=[7 + i], eot=eot) == [sampled[i]]
+        alone = generate_ids(net, [prompt], 40, temperature=1.5, seeds=[7 + i], eot=eot)
+        assert alone == [sampled[i]]
 
 
 def test_greedy_text_is_that_of_transformers():
@@ -138,8 +139,8 @@ def test_extreme_random_numbers_pick_possible_ids():
 @pytest.fixture(scope="module")
 def tokenizer() -> BytePairTokenizer:
     """62 bytes and the end of text: 63 ids, padded to 64."""
-    letters = [bytes([c]) for c in b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,!?'\"\n-:"]
-    ranks = {letter: i for i, letter in enumerate(letters)}
+    letters = string.ascii_letters + " .,!?'\"\n-:"
+    ranks = {letter.encode(): i for i, letter in enumerate(letters)}
     return BytePairTokenizer("letters", r"[^\r]", ranks, {EOT: len(ranks)}, 64)
 
 
@@ -229,15 +230,15 @@ def test_impossible_settings_get_one_line(run, flags, says, capsys):
     assert says in error and error.count("\n") == 1
 
 
-def test_the_command(run):
-    def command(*args):
-        return subprocess.run([sys.executable, "-m", "slm.generate", *args], capture_output=True,
-                              text=True, cwd=Path(slm.__file__).parent.parent)
-
-    good = command(str(run), "Once upon", "--max_new_tokens=8", "--temperature", "0.9", "--top_k=5")
-    assert good.returncode == 0 and good.stdout.startswith("Once upon"), good.stderr
-    bad = command(str(run), "Once", "--colour=red")
-    assert bad.returncode == 2 and "unrecognized arguments" in bad.stderr
+def test_the_command(run, capsys):
+    command = [sys.executable, "-m", "slm.generate", str(run), "Once upon", "--max_new_tokens=8",
+               "--temperature", "0.9", "--top_k=5"]
+    done = subprocess.run(command, capture_output=True, text=True,
+                          cwd=Path(slm.__file__).parent.parent)
+    assert done.returncode == 0 and done.stdout.startswith("Once upon"), done.stderr
+    with pytest.raises(SystemExit) as exit_:
+        generate.main([str(run), "Once", "--colour=red"])
+    assert exit_.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err
 
 
 def test_a_character_split_between_prompt_and_continuation(tokenizer):

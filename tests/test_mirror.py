@@ -233,6 +233,16 @@ def test_a_cluster_that_ends_every_process_of_a_job(server, tmp_path, capsys):
     assert run["state"] == "preempted"  # so that a sweep gives it out again
 
 
+def test_a_run_that_is_stopped_on_the_page_is_not_given_out_again(server, tmp_path):
+    """Its agent stops it with the same SIGTERM by which a cluster preempts."""
+    with begin(tmp_path / "run") as record:
+        wait_until_ready(record.mirror)
+        steps(record, 1, 10)
+        only(server)["stopped"] = True
+        record.finish("preempted", "signal 15")
+    assert only(server)["state"] == "failed" and len(sent(only(server))) == 10
+
+
 def test_wandb_that_hangs_is_left_behind_and_sent_later(server, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     with begin(folder) as record:
@@ -262,7 +272,7 @@ def test_wandb_that_can_not_start_says_one_line(tmp_path, monkeypatch, capsys):
         steps(record, 1, 3)
         record.finish("finished")
     said = capsys.readouterr().out.splitlines()
-    assert [line for line in said if "can't be started" in line] and len(said) == 2
+    assert [line for line in said if "can't be started" in line] and len(said) == 1
 
 
 # -- choices -----------------------------------------------------------------------------------

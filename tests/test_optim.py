@@ -48,16 +48,18 @@ def test_every_parameter_is_in_one_group(preset, name):
 
 
 def test_groups_follow_the_table():
-    """m = 4, l = 3. Settings as in microsoft/mup's MuAdamW (lr / m, decay * m on hidden matrices)
+    """Width ratio 4, depth ratio 3. Settings as in microsoft/mup's MuAdamW (lr / m, decay * m on
+    hidden matrices)
     and CompleteP's table 1 at alpha = 1."""
     shape = dict(BASE, n_layer=6, n_embd=64, base_width=16, base_depth=2, tied=False)
     optim = Optim(lr=1e-2, weight_decay=0.2, eps=1e-6)
-    for parametrization, l in (("mup", 1), ("completep", 3)):
+    for parametrization, depth in (("mup", 1), ("completep", 3)):
         model = GPT(GPTConfig(**shape, parametrization=parametrization))
-        got = {g["name"]: (g["lr"], g["weight_decay"], g["eps"]) for g in param_groups(model, optim)}
-        hidden = (1e-2 / 4, 0.2 * 4, 1e-6 / 4 / l)
+        got = {g["name"]: (g["lr"], g["weight_decay"], g["eps"])
+               for g in param_groups(model, optim)}
+        hidden = (1e-2 / 4, 0.2 * 4, 1e-6 / 4 / depth)
         expected = {"embedding": (1e-2, 0.2, 1e-6), "head": (1e-2, 0.2, 1e-6), "matrix": hidden,
-                    "projection": hidden, "vector": (1e-2, 0, 1e-6 / 4 / l),
+                    "projection": hidden, "vector": (1e-2, 0, 1e-6 / 4 / depth),
                     "final_norm": (1e-2, 0, 1e-6)}
         assert got.keys() == expected.keys()
         for name, values in expected.items():
@@ -255,7 +257,8 @@ def factor(schedule: str, i: int, total: int, warmup: int, final: float, decay: 
 def test_schedule_in_closed_form(schedule, total, warmup, final, decay):
     """Each step's learning rate, for two groups with their own, and no warning on the way."""
     params = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    optimizer = torch.optim.AdamW([dict(params=params[:1], lr=0.3), dict(params=params[1:], lr=2e-3)])
+    optimizer = torch.optim.AdamW([dict(params=params[:1], lr=0.3),
+                                   dict(params=params[1:], lr=2e-3)])
     optim = Optim(schedule=schedule, final_lr=final, decay=decay)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

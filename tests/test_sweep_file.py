@@ -129,7 +129,7 @@ def test_a_run_folder_that_is_half_written_is_refused(place):
     assert not (place / "starts.txt").exists()
 
 
-@pytest.mark.parametrize("text", ["1e-4", "1E5", "-2e3", "1.5e8", "3.e-4", "1_000e3", ".5e2"])
+@pytest.mark.parametrize("text", ["1e-4", "1E5", "-2e3", "1.5e8", "1_000e3", ".5e2"])
 def test_the_number_to_write_instead_is_one_to_yaml(text):
     assert isinstance(yaml.safe_load(text), str)
     assert yaml.safe_load(yaml_number(text)) == float(text)

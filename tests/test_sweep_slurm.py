@@ -98,7 +98,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={d}/munge.socket,cred_expire=3
+AuthInfo=socket={d}/munge.socket,cred_expire=5
 StateSaveLocation={d}/state
 SlurmdSpoolDir={d}/spool
 SlurmctldPidFile={d}/slurmctld.pid
@@ -182,7 +182,7 @@ def slurm(tmp_path):
 
 
 def test_a_real_array_is_warned_preempted_requeued_and_finishes_without_a_gap(tmp_path, slurm):
-    workplace(tmp_path, {"train.seed": {"values": [0, 1]}}, base={"train": {"steps": 120}})
+    workplace(tmp_path, {"train.seed": {"values": [0, 1]}}, base={"train": {"steps": 900}})
     sweep(tmp_path, "slurm", "s.yaml", "--gpus", "0", "--time", "00:10:00")
 
     def call(*command: str) -> str:
@@ -198,10 +198,13 @@ def test_a_real_array_is_warned_preempted_requeued_and_finishes_without_a_gap(tm
     wait_for(lambda: len(steps(0)) > 3 and len(steps(1)) > 3, "both tasks\n" + call("squeue"))
     call("scancel", "--batch", "--signal=USR1", f"{job}_1")       # the warning before a time limit
     wait_for(lambda: "preempted" in statuses(tmp_path).values(), "the warned task to save")
-    call("sbatch", "--partition=high", "--exclusive", "--output=high.txt", "--wrap=sleep 3")
-    wait_for(lambda: list(statuses(tmp_path).values()) == ["preempted"] * 2, "the preemption")
-    wait_for(lambda: list(statuses(tmp_path).values()) == ["finished"] * 2,
-             "the end\n" + call("squeue"), 120)
-    assert steps(0) == steps(1) == list(range(1, 121))
-    assert len(starts(tmp_path)) >= 4, "each was started at least twice"
+    call("sbatch", "--partition=high", "--exclusive", "--output=high.txt", "--wrap=sleep 2")
+    wait_for(lambda: call("squeue", "-h", "-t", "R", "-o", "%P").split() == ["high"],
+             "the preemption")
+    assert set(statuses(tmp_path).values()) == {"preempted"}
+    (tmp_path / "hurry").touch()
+    wait_for(lambda: list(statuses(tmp_path).values()) == ["finished"] * 2, "the end", 120)
+    assert steps(0) == steps(1) == list(range(1, 901))
+    for seed in (0, 1):
+        assert sum(name.startswith(f"seed{seed}-") for name in starts(tmp_path)) >= 2
     wait_for(lambda: call("squeue", "-h") == "", "an empty queue")

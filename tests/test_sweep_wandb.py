@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from sweep_fakes import RUN as FAKE
 from tiny import ROOT, metrics, write_spec
 from wandb_server import API_KEY, wandb_server  # noqa: F401  (a fixture)
 
@@ -36,17 +37,20 @@ def place(tmp_path, wandb_server, monkeypatch):  # noqa: F811
             "WANDB_BASE_URL": wandb_server.url, "WANDB_API_KEY": API_KEY, "OMP_NUM_THREADS": "1",
             "PYTHONPATH": f"{ROOT}:{tmp_path / 'site'}", "HOME": str(tmp_path),
             "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "0.5",
-            "CUDA_VISIBLE_DEVICES": ""}.items():
+            "CUDA_VISIBLE_DEVICES": "", "FAKE_STARTS": str(tmp_path / "starts.txt")}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def create(place: Path, parameters: dict, method: str = "grid", spec: dict | None = None,
-           **keys) -> str:
-    """`wandb sweep` of a file over a tiny spec; returns ENTITY/PROJECT/ID."""
+           program: str | None = None, **keys) -> str:
+    """`wandb sweep` of a file over a tiny spec; returns ENTITY/PROJECT/ID. program: the text of
+    another run.py than the real one."""
+    if program:
+        (place / "run.py").write_text(program)
     write_spec(place, track__wandb="auto", **(spec or {}))
-    sweep = {"program": str(ROOT / "run.py"), "method": method, "project": "slm",
+    sweep = {"program": "run.py" if program else str(ROOT / "run.py"), "method": method, "project": "slm",
              "metric": {"name": "val/loss", "goal": "minimize"}, "parameters": parameters, **keys,
              "command": ["${env}", "${interpreter}", "${program}", "tiny.yaml", "${args}"]}
     (place / "s.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))
@@ -118,9 +122,9 @@ def test_two_agents_share_a_grid_and_run_no_point_twice(place, wandb_server):  #
 
 
 def test_a_random_search_ends_at_its_cap_with_what_was_swept(place, wandb_server):  # noqa: F811
+    """With a run.py without torch, and the real mirror."""
     sweep = create(place, {"optim.lr": {"distribution": "log_uniform_values", "min": 1e-6,
-                                        "max": 1e-3}}, method="random", run_cap=2,
-                   spec={"train__steps": 5})
+                                        "max": 1e-3}}, method="random", run_cap=2, program=FAKE)
     one = agents(sweep, "--slots", "1")
     said, _ = one.communicate(timeout=120)
     runs = runs_of(wandb_server, sweep)

@@ -13,7 +13,7 @@ from pathlib import Path
 from slm.errors import UserError
 from slm.screen import say
 from slm.sweep import process
-from slm.sweep.machine import Slot, make_slots
+from slm.sweep.machine import Slot, gpus, make_slots
 
 POLL_SEC = 0.2
 
@@ -35,7 +35,8 @@ def agent_environment(slot: Slot) -> dict[str, str]:
     """So that ${interpreter}, which W&B's agent looks up as `python`, is this very Python."""
     env = process.child_environment()
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
-    env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.id for gpu in slot.gpus)
+    if slot.gpus or gpus():
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.id for gpu in slot.gpus)
     if not slot.gpus:
         env.setdefault("OMP_NUM_THREADS", "1")
     env.setdefault("TORCHINDUCTOR_CACHE_DIR", process.compile_cache())

@@ -16,7 +16,7 @@ from slm.errors import UserError
 from slm.files import is_locked, write_whole
 from slm.sweep import process
 from slm.sweep.bandit import History, to_stop
-from slm.sweep.machine import Slot
+from slm.sweep.machine import Slot, gpus
 from slm.sweep.points import Point, Sweep
 from slm.sweep.search import Search
 from slm.sweep.show import Screen
@@ -53,6 +53,9 @@ class Launcher:
         self.failures: Counter[str] = Counter()
         self.failed: dict[str, str] = {}      # identity -> last error
         self.histories: dict[str, History] = {}
+        for point, state in search.done:
+            if state.status != "skipped":
+                self.history(point)           # early_terminate compares with these too
         self.screen = Screen(sweep, search, len(slots))
         self.bandit_at = self.elsewhere_at = 0.0
         self.enough = False                   # metric.target is reached
@@ -140,8 +143,9 @@ class Launcher:
         if slot.gpus:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.id for gpu in slot.gpus)
         else:
-            env["CUDA_VISIBLE_DEVICES"] = ""
             env.setdefault("OMP_NUM_THREADS", "1")
+            if gpus():                        # there are, and the CPU was asked for
+                env["CUDA_VISIBLE_DEVICES"] = ""
         env.setdefault("TORCHINDUCTOR_CACHE_DIR", process.compile_cache())
         return env
 

@@ -110,7 +110,8 @@ class Stop:
         self.received, self.again = 0, False
 
     def __enter__(self) -> "Stop":
-        self.before = {n: signal.signal(n, self.handle) for n in self.SIGNALS}
+        self.before = {n: signal.signal(n, self.handle) for n in self.SIGNALS
+                       if signal.getsignal(n) != signal.SIG_IGN}  # as `nohup` has it
         return self
 
     def __exit__(self, *_) -> None:

@@ -103,9 +103,13 @@ def describe(sweep: Sweep, points: list[Point], everything: bool) -> list[str]:
     states = [(p, read_state(p)) for p in points if not p.dropped]
     counts = Counter(s.status for _, s in states)
     head = [f"{n} {status}" for status, n in counts.most_common()]
+    if sweep.file.method == "bayes":
+        counts["to do"] += sweep.file.run_cap - len(points)
+        head = [f"{n} {status}" for status, n in counts.most_common() if n]
     dropped = len(points) - len(states)
     head += [f"{dropped} dropped"] if dropped else []
-    lines = [f"{sweep.file.name}: {len(states)} points: {', '.join(head)}   ({sweep.folder})"]
+    lines = [f"{sweep.file.name}: {sum(counts.values())} points: {', '.join(head)}   "
+             f"({sweep.folder})"]
     rows = [row(sweep, p, s) for p, s in in_interest(states)]
     shown = rows if everything else rows[:ROWS]
     if shown:
