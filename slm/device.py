@@ -101,6 +101,7 @@ def setup(spec: DeviceSpec) -> Machine:
     if spec.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        reasons.append("kernels deterministic (device.deterministic)")
     if world > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         reasons.append(f"{world} processes under torchrun, each with 1/{world} of the batch")

@@ -49,17 +49,17 @@ TURN = {
     "optim.beta2": 0.5, "optim.eps": 0.1, "optim.grad_clip": 0.01, "optim.schedule": "linear",
     "optim.warmup": 0.5, "optim.warmup_tokens": ({"optim.warmup": None}, 512),
     "optim.final_lr": 0.9, "optim.decay": ({**WSD, "train.steps": None}, 0.2),
-    "sample.prompts": ["One day"], "sample.interval": 2, "sample.max_new_tokens": 9,
+    "sample.prompts": ["One day"], "sample.interval": 4, "sample.max_new_tokens": 9,
     "sample.temperature": 3.0, "sample.top_k": 1, "sample.top_p": 0.01, "sample.seed": 7,
     "track.dir": "elsewhere", "track.name": "another", "track.wandb": "offline",
     "track.project": "p", "track.entity": "e", "track.group": "g", "track.tags": ["t"],
-    "track.log_interval": 1, "track.checkpoint_interval": 3, "track.keep": 1,
+    "track.log_interval": 1, "track.checkpoint_interval": 5, "track.keep": 1,
     "device.name": "cuda:63", "device.precision": "bf16", "device.compile": True,
     "device.memory_fraction": 0.5, "device.threads": 2, "device.deterministic": True,
     "device.loss": "chunked", "device.malloc": False,
 }
 REFUSED = {"data.corpus", "device.name", "device.memory_fraction"}  # here: no network, no GPU
-CHOICES = ("device", "precision", "compile", "threads", "malloc", "loss", "W&B")
+CHOICES = ("device", "precision", "compile", "threads", "malloc", "kernels", "loss", "W&B")
 
 
 @pytest.fixture(scope="module")

@@ -49,8 +49,7 @@ def test_every_parameter_is_in_one_group(preset, name):
 
 def test_groups_follow_the_table():
     """Width ratio 4, depth ratio 3. Settings as in microsoft/mup's MuAdamW (lr / m, decay * m on
-    hidden matrices)
-    and CompleteP's table 1 at alpha = 1."""
+    hidden matrices) and CompleteP's table 1 at alpha = 1."""
     shape = dict(BASE, n_layer=6, n_embd=64, base_width=16, base_depth=2, tied=False)
     optim = Optim(lr=1e-2, weight_decay=0.2, eps=1e-6)
     for parametrization, depth in (("mup", 1), ("completep", 3)):

@@ -116,7 +116,7 @@ def test_a_run_that_someone_else_stops_goes_on(tmp_path):
     os.kill(running(tmp_path)[0], signal.SIGTERM)
     text = launcher.communicate(timeout=60)[0]
     assert launcher.returncode == 0 and len(starts(tmp_path)) == 2, text
-    folder, = tmp_path.glob("runs/s/seed*")
+    folder, = tmp_path.glob("runs/s/s-*")
     assert [row["step"] for row in metrics(folder)] == list(range(1, 61))
 
 

@@ -148,7 +148,7 @@ class Grammar:
                     expand(part)
 
         expand(self.start)
-        return Derivation("".join(said), sum(nats), tuple(choices))
+        return Derivation("".join(said), math.fsum(nats), tuple(choices))
 
     def derivations(self) -> Iterator[Derivation]:
         """Every derivation, once (small grammars only)."""
@@ -207,7 +207,7 @@ class Grammar:
         entropy = same = 0.0
         for drawn, (p, h, s) in visit(self.start, frozenset()).items():
             names = [table for _, table in drawn]
-            for key in {(name, names.count(name)) for name in names}:
+            for key in sorted({(name, names.count(name)) for name in names}):
                 if key not in joint:
                     joint[key] = self.tables[key[0]].weights.joint(key[1])
                 h += p * joint[key][0]
