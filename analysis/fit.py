@@ -13,6 +13,7 @@ import numpy as np
 
 from analysis.forms import Design
 from analysis.optimise import BatchedFunction, Minima, bfgs, bfgs_in_blocks, inverse_hessian
+from analysis.varpro import exponent_grid, project
 
 DELTA = 1e-3
 POLISHED = 256       # starts that are followed to the bottom, of those with the lowest objective
@@ -36,59 +37,6 @@ def huber_objective(design: Design, log_loss: np.ndarray, weights: np.ndarray | 
     return fun
 
 
-def project(design: Design, theta: np.ndarray, loss: np.ndarray, weight: np.ndarray):
-    """Best floor and scales for given exponents: the linear half of variable projection.
-
-    theta (b, p): only exponents and extras are read; loss (n,) or (b, n); weight (n,) or (b, n)
-    multiplies residuals. Returns theta with floor and scales filled in (a negative one becomes
-    tiny, a negative floor is left out and the rest solved again), residuals (b, n) weighted."""
-    xs, _ = design.shifted_x(theta)
-    with np.errstate(over="ignore", under="ignore"):
-        basis = [np.exp(-theta[:, j, None] * x) for j, x in zip(design.exponent_at, xs)]
-    if design.free_floor:
-        basis.insert(0, np.ones_like(basis[0]))
-    columns = np.stack(np.broadcast_arrays(*basis), -1) * weight[..., None]      # (b, n, k)
-    target = np.broadcast_to((loss - (0 if design.floor is None else design.floor)) * weight,
-                             columns.shape[:2])
-    coefficients = solve_scaled(columns, target)
-    if design.free_floor:
-        below = coefficients[:, 0] <= 0
-        coefficients[below, 0] = 0
-        coefficients[below, 1:] = solve_scaled(columns[below][:, :, 1:], target[below])
-    out = theta.copy()
-    tiny = 1e-9 * np.abs(loss).max()
-    for i in range(coefficients.shape[1]):
-        out[:, i] = np.log(np.maximum(coefficients[:, i], tiny))
-    return out, target - np.einsum("bnk,bk->bn", columns, coefficients)
-
-
-def solve_scaled(columns: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Least squares of many problems by normal equations with unit columns and a touch of ridge:
-    columns (b, n, k), target (b, n) -> (b, k)."""
-    size = np.maximum(np.linalg.norm(columns, axis=1), 1e-300)                   # (b, k)
-    unit = columns / size[:, None]
-    gram = np.einsum("bnk,bnl->bkl", unit, unit) + 1e-12 * np.eye(size.shape[1])
-    return np.linalg.solve(gram, np.einsum("bnk,bn->bk", unit, target)[..., None])[..., 0] / size
-
-
-def projected_objective(design: Design, log_loss: np.ndarray, fit: np.ndarray) -> BatchedFunction:
-    """Variable projection (Golub & Pereyra 1973): sum of squares of (L - model) / fit as a
-    function of the exponents alone, floor and scales being solved for.
-
-    A cross-check of the Huber fit: another objective, another algorithm, two dimensions instead of
-    five. log_loss (n,) or (B, n); fit (n,) is the loss that makes residuals relative."""
-    loss, linear = np.exp(log_loss), len(design.scale_at) + design.free_floor
-
-    def fun(theta: np.ndarray, rows: np.ndarray):
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            solved, r = project(design, theta, loss if loss.ndim == 1 else loss[rows], 1 / fit)
-            _, pull = design.value(solved)
-            g = pull(-2 * r / fit)           # the envelope theorem: linear parts don't contribute
-        g[:, :linear] = 0
-        return np.einsum("bn,bn->b", r, r), g
-    return fun
-
-
 def starts(design: Design, log_loss: np.ndarray) -> np.ndarray:
     """Where fits begin: (s, p).
 
@@ -103,15 +51,10 @@ def starts(design: Design, log_loss: np.ndarray) -> np.ndarray:
     grid = np.array(list(product(*floor, *[scale] * n_term, *[exponent] * n_exponent)))
     for i, j, c in zip(design.scale_at, design.exponent_at, design.centre):
         grid[:, i] -= grid[:, j] * c
-    guesses = np.array(list(product(np.geomspace(0.03, 1.2, 6), repeat=n_exponent)))
-    solved = np.zeros((len(guesses), grid.shape[1]))
-    solved[:, grid.shape[1] - n_exponent:] = guesses
-    extras = [np.log([2.0, 8.0, 30.0])] * len(design.form.extra)
-    if extras:
-        solved = np.array([[*s, *e] for s in solved for e in product(*extras)])
-        grid = np.concatenate([grid, np.full((len(grid), len(extras)), np.log(8.0))], 1)
+    extra = len(design.form.extra)
+    grid = np.concatenate([grid, np.full((len(grid), extra), np.log(8.0))], 1)
     loss = np.exp(log_loss)
-    return np.concatenate([grid, project(design, solved, loss, 1 / loss)[0]])
+    return np.concatenate([grid, project(design, exponent_grid(design), loss, 1 / loss)[0]])
 
 
 @dataclass
@@ -153,7 +96,7 @@ def fit_point(design: Design, log_loss: np.ndarray, delta: float = DELTA,
     f0 = np.where(np.isfinite(f0), f0, np.inf)
     best = np.argsort(f0, kind="stable")[:polish]
     # the solved starts always take part: a grid in absolute units can miss small-scale data
-    best = np.unique(np.concatenate([best, np.arange(len(x0))[-36:]]))
+    best = np.union1d(best, np.arange(len(x0))[-len(exponent_grid(design)):])
     found = bfgs_in_blocks(fun, x0[best], tol=1e-9, max_iterations=300)
     top = found.x[found.f.argmin()]
     last = bfgs(fun, top[None], h0=inverse_hessian(fun, top), tol=1e-15)

@@ -63,6 +63,7 @@ N_TERM = Term("A", "alpha", log_of("n_params"))
 D_TERM = Term("B", "beta", log_of("tokens"))
 C_TERM = Term("K", "gamma", log_of("flops"))
 GADRE = (Term("a", "eta", log_over_training(+1)), Term("b", "eta", log_over_training(-1)))
+AXIS = {"alpha": "n_params", "beta": "tokens", "gamma": "flops", "eta": "flops"}
 KAPLAN, HOFFMANN = "Kaplan et al. 2020, arXiv 2001.08361", "Hoffmann et al. 2022, arXiv 2203.15556"
 REPEATS = "Muennighoff et al. 2023, arXiv 2305.16264, eq. 5-6"
 

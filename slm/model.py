@@ -170,7 +170,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The model. `GPT(config)` has the same weights on every machine and device: they are drawn on
+    """The model. `GPT(config)` has the same weights whatever the device: they are drawn on
     the CPU from `generator` (default: a fresh one, seed 0), never from the global one."""
 
     def __init__(self, config: GPTConfig, generator: torch.Generator | None = None) -> None:

@@ -134,45 +134,58 @@ def test_a_random_search_ends_at_its_cap_with_what_was_swept(place, wandb_server
     assert trained == {r["args"]["optim.lr"]["value"] for r in runs} and max(trained) <= 1e-3
 
 
-def test_preempted_killed_and_stopped_a_run_keeps_its_id_and_every_step(place, wandb_server):  # noqa: F811
+def test_stopped_requeued_and_killed_a_run_keeps_its_id_and_every_step(place, wandb_server):  # noqa: F811
     sweep = create(place, {"train.steps": {"value": 200_000}},
-                   spec={"track__log_interval": 1, "train__eval_interval": 1000,
-                         "sample__interval": 0})
+                   spec={"train__batch_tokens": 2048, "train__eval_interval": 1000,
+                         "sample__interval": 0, "track__log_interval": 1})
+    agent = agents(sweep, "--slots", "1")
 
-    def started(n: int):
-        """The n-th agent, once its run has reported steps to the server."""
-        agent = agents(sweep, "--slots", "1")
-        before = len(runs_of(wandb_server, sweep)[0].history()) if n > 1 else 0
-        wait_for(lambda: runs_of(wandb_server, sweep)
-                 and len(runs_of(wandb_server, sweep)[0].history()) > before + 5,
-                 f"steps of agent {n}\n")
-        return agent
+    def sent() -> int:
+        return sum(len(r.history()) for r in runs_of(wandb_server, sweep))
 
-    def state():
-        return json.loads((folder / "summary.json").read_text())["status"]
-
-    agent = started(1)
+    wait_for(lambda: sent() > 3, "steps at the server\n" + logs(place))
     run, = runs_of(wandb_server, sweep)
     folder, = place.glob("runs/tiny-*")
-    agent.send_signal(signal.SIGTERM)                    # preempted: save, requeue
-    assert agent.wait(timeout=60) == 128 + signal.SIGTERM
-    wait_for(lambda: not trainers(place) and run["state"] == "preempted", "the requeue")
-    assert state() == "preempted"
-
-    agent = started(2)                                   # under the same id, then all are killed
-    agent.kill()
-    wait_for(lambda: not trainers(place), "the orphan's end")
-    assert state() == "preempted", "told by the kernel, it saved"
-    wait_for(lambda: run["state"] == "preempted", "the second requeue")
-
-    agent = started(3)
+    first, = trainers(place)
     run["stopped"] = True                                # from the dashboard: save and end
-    wait_for(lambda: not trainers(place), "the stop")
-    agent.terminate()
-    agent.wait(timeout=60)
-    assert state() == "preempted"
+    wait_for(lambda: first not in trainers(place), "the stop")
+    run["stopped"], before = False, sent()
+    wait_for(lambda: sent() > before + 3, "steps after the requeue, under the same id")
+    agent.kill()                                         # and all it started
+    wait_for(lambda: not trainers(place), "the orphan's end")
+    assert json.loads((folder / "summary.json").read_text())["status"] == "preempted", \
+        "told by the kernel, it saved"
+    wait_for(lambda: run["state"] == "preempted", "the last lines")
     assert len(runs_of(wandb_server, sweep)) == 1
     steps = [row["step"] for row in metrics(folder) if "train/loss" in row]
     assert steps == list(range(1, len(steps) + 1)), "no gap, no repeat"
-    sent = [row["_step"] for row in run.history()]
-    assert sent == sorted(set(sent)) and set(range(1, max(sent))) <= set(sent)
+    shown = [row["_step"] for row in run.history()]
+    assert shown == sorted(set(shown)) and set(range(1, max(shown))) <= set(shown)
+    log = (next(place.glob("runs/agents/*/*.txt"))).read_text()
+    assert "resuming" in log
+
+
+def test_agents_get_a_gpu_each_and_pass_signals_on(tmp_path):
+    """With a `wandb` that only waits to be told."""
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "__init__.py").write_text("")
+    (tmp_path / "wandb" / "__main__.py").write_text(
+        "import os, signal, sys\n"
+        "print(sys.argv[1:], os.environ['CUDA_VISIBLE_DEVICES'], flush=True)\n"
+        "signal.signal(signal.SIGTERM, lambda *a: sys.exit('told'))\nsignal.pause()\n")
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '0, GPU-aa, T4, 15000'\necho '1, GPU-bb, T4, 15000'\n")
+    tool.chmod(0o755)
+    env = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+    both = subprocess.Popen([sys.executable, "-m", "slm.sweep", "agents", "me/slm/abc"],
+                            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True, env={**env, "PYTHONPATH": f"{tmp_path}:{ROOT}",
+                                            "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    files = [tmp_path / "runs/agents/abc" / f"{i}.txt" for i in (0, 1)]
+    wait_for(lambda: all(f.exists() and "agent" in f.read_text() for f in files), "both agents")
+    both.send_signal(signal.SIGINT)
+    said, _ = both.communicate(timeout=20)
+    assert both.returncode == 130 and "save their state" in said
+    for i, file in enumerate(files):
+        first, *rest = file.read_text().splitlines()
+        assert first == f"['agent', '--forward-signals', 'me/slm/abc'] {i}" and rest == ["told"]

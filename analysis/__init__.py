@@ -1,0 +1,23 @@
+"""From runs to a law that can be trusted.
+
+    from analysis import load_runs, compare, fit_law
+    runs = load_runs("runs/")
+    law = fit_law(runs)
+    print(law.summary())
+"""
+_LAZY = {"load_runs": "analysis.runs", "compare": "analysis.compare",
+         "fit_law": "analysis.scaling", "load_table": "analysis.table",
+         "best_settings": "analysis.table", "compute_optimal": "analysis.optimal",
+         "by_convention": "analysis.conventions"}
+
+
+def __getattr__(name: str):
+    """The few names of the front door; pandas and scipy are imported when one of them is used."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'analysis' has no attribute {name!r}")
+    import importlib
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -1,0 +1,126 @@
+"""What can be wrong with a fit though it ran: refusals and warnings, each one line."""
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analysis.forms import AXIS, FORMS, Form
+from slm.errors import UserError
+
+SPARE_RUNS = 2        # runs beyond the number of parameters, or nothing says how large noise is
+
+
+def check_enough(form: Form, runs: pd.DataFrame, known_floor: bool) -> None:
+    """Raises UserError where the form can't be told from these runs, naming one that could."""
+    n_runs, p = runs["run"].nunique(), len(form.params(known_floor))
+    reason = ""
+    if n_runs < p + SPARE_RUNS:
+        reason = f"{form.name} has {p} parameters and needs at least {p + SPARE_RUNS} runs; " \
+                 f"there {'is' if n_runs == 1 else 'are'} {n_runs}"
+    least = 3 if form.floor and not known_floor else 2
+    for column in [AXIS[e] for e in form.exponents]:
+        distinct = runs[column].nunique()
+        if not reason and distinct < least:
+            what = f"all runs have {column} = {runs[column].iloc[0]:g}" if distinct == 1 else \
+                f"only {distinct} different values of {column}"
+            reason = f"{what}: {form.name} needs at least {least}"
+    if not reason:
+        return
+    fits = [f.name for f in FORMS.values() if f is not form and could_fit(f, runs, known_floor)]
+    raise UserError(reason + (f"; what these runs can tell: {', '.join(fits[:4])}" if fits else
+                              "; no form can be fitted to these runs"))
+
+
+def could_fit(form: Form, runs: pd.DataFrame, known_floor: bool) -> bool:
+    """Whether check_enough would let this form through (and its columns are there)."""
+    if form.extra or any(c not in runs for c in form.needs):
+        return False
+    known_floor = known_floor and form.floor
+    least = 3 if form.floor and not known_floor else 2
+    return (runs["run"].nunique() >= len(form.params(known_floor)) + SPARE_RUNS
+            and all(runs[AXIS[e]].nunique() >= least for e in form.exponents))
+
+
+def table_warnings(runs: pd.DataFrame, form: Form) -> list[str]:
+    """What the table alone shows."""
+    lines = [] if len(runs) == runs["run"].nunique() else [
+        f"{len(runs)} rows of {runs['run'].nunique()} runs: checkpoints of one run are not "
+        "independent (and their learning rate may not have decayed); resampled by run"]
+    for seen, other in (("n_params", "tokens"), ("tokens", "n_params")):
+        if form.needs == (seen,) and other in runs and runs[other].max() > 1.1 * runs[other].min():
+            lines.append(f"{form.name} over runs whose {other} differ "
+                         f"{runs[other].max() / runs[other].min():.3g}-fold: its exponent mixes both")
+    return lines + lr_warnings(runs) + warmup_warnings(runs) + epoch_warnings(runs, form)
+
+
+def lr_warnings(runs: pd.DataFrame) -> list[str]:
+    """Learning rates that were not tuned for each size (Porian et al. 2024: the largest single
+    cause of wrong exponents after counting), or tuned at the edge of what was tried."""
+    if "lr" not in runs or runs["lr"].notna().sum() < 2 or runs["n_params"].nunique() < 2:
+        return []
+    lines = []
+    sp = "parametrization" not in runs or (runs["parametrization"].fillna("sp") == "sp").any()
+    if runs["lr"].nunique() == 1 and sp:
+        lines.append(f"one learning rate ({runs['lr'].iloc[0]:g}) for all sizes under the standard "
+                     "parametrization: it was not tuned per size, exponents may be off")
+    tried = runs.groupby(["n_params", "tokens"])["lr"].nunique()
+    if (tried > 1).any():
+        lines.append(f"{int((tried > 1).sum())} cells (N, D) hold several learning rates, all "
+                     "fitted: best_settings(runs) keeps each cell's best")
+        means = runs.groupby(["n_params", "tokens", "lr"])["loss"].mean().reset_index()
+        best = means.loc[means.groupby(["n_params", "tokens"])["loss"].idxmin()]
+        ends = means.groupby(["n_params", "tokens"])["lr"].agg(["min", "max", "nunique"])
+        best = best.set_index(["n_params", "tokens"]).join(ends)
+        edge = best[(best["nunique"] > 2) & ((best["lr"] == best["min"]) | (best["lr"] == best["max"]))]
+        if len(edge):
+            lines.append(f"the best learning rate lies at the edge of those tried in {len(edge)} of "
+                         f"{len(best)} cells: widen the range")
+    return lines
+
+
+def warmup_warnings(runs: pd.DataFrame) -> list[str]:
+    """Porian et al. 2024, section 3.2: warm-up longer than about N tokens spoils small models."""
+    if "warmup_tokens" not in runs or "n_params" not in runs:
+        return []
+    long = runs[runs["warmup_tokens"] > runs["n_params"]]
+    return [f"warm-up is longer than N tokens in {long['run'].nunique()} of {runs['run'].nunique()}"
+            " runs: it bends the law at small sizes"] if len(long) else []
+
+
+def epoch_warnings(runs: pd.DataFrame, form: Form) -> list[str]:
+    """Repeated data in a form that does not know of it. Up to 4 epochs is nearly as good as new
+    (Muennighoff et al. 2023)."""
+    if form.extra or "unique_tokens" not in runs or "tokens" not in runs:
+        return []
+    epochs = runs["tokens"] / runs["unique_tokens"]
+    return [f"{int((epochs > 4).sum())} rows saw their data more than 4 times (up to "
+            f"{epochs.max():.3g}): repeated_data is the form for that"] if (epochs > 4).any() else []
+
+
+def fit_warnings(law) -> list[str]:
+    """What the fit shows: bounds hit, parameters that the runs don't determine.
+
+    law: analysis.scaling.Law, with params, intervals, fit and resamples."""
+    lines, form = [], law.form
+    least = float(np.exp(law.fit.log_loss.min()))
+    if "E" in law.fit.design.names and law.params["E"] < 1e-3 * least:
+        lines.append("the floor E went to 0: these runs don't show one; a known floor (floor=) or "
+                     "a form without floor would be better determined")
+    for name in form.exponents:
+        if not 0.005 < law.params[name] < 2.5:
+            lines.append(f"{name} = {law.params[name]:.3g} is outside any known law: its term is "
+                         "not determined by these runs")
+    for name in form.exponents + (["E"] if "E" in law.intervals else []):
+        low, high = law.intervals[name]
+        value = law.params[name]
+        if not (np.isfinite(low) and np.isfinite(high)) or high - low > max(value, 1e-9):
+            lines.append(f"{name} is ill-identified: {value:.3g} with interval [{low:.3g}, "
+                         f"{high:.3g}]; a wider range of sizes or tokens would pin it")
+    if law.condition > 1e5:
+        lines.append(f"ill-conditioned: the least determined direction of {', '.join(law.params)} "
+                     f"is {law.condition:.1g} times looser than the best (parameters trade off)")
+    if law.fit.share_at_optimum < 0.01:
+        lines.append("hardly any start reached the optimum: it may not be the deepest")
+    if law.resamples.converged < 0.95:
+        lines.append(f"{1 - law.resamples.converged:.0%} of the resamples did not converge")
+    return lines

@@ -1,0 +1,221 @@
+"""fit_law: a table of runs to a law with intervals, warnings and predictions.
+
+    law = fit_law(runs)                           # L = E + A / N^alpha + B / D^beta
+    print(law.summary())
+    law.predict(n_params=1e8, tokens=2e9)         # value and an interval for a new run
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from analysis.checks import check_enough, fit_warnings, table_warnings
+from analysis.fit import DELTA, POLISHED, Fit, fit_point
+from analysis.forms import Columns, Form, get_form, make_design
+from analysis.holdout import held_out
+from analysis.resample import METHODS, Resamples, resample
+from analysis.table import usable
+from analysis.varpro import fit_varpro
+from slm.errors import UserError
+
+
+@dataclass
+class Prediction:
+    """Loss that the law expects (nats/token), and where a new run will fall with probability
+    `level`: parameter uncertainty and the noise of a single run together. band_low and band_high
+    hold the curve alone. Floats, or arrays (m,)."""
+    value: float | np.ndarray
+    low: float | np.ndarray
+    high: float | np.ndarray
+    band_low: float | np.ndarray
+    band_high: float | np.ndarray
+    level: float
+
+    def __str__(self) -> str:
+        lines = [f"{v:.4f} [{low:.4f}, {high:.4f}]" for v, low, high in zip(
+            *map(np.atleast_1d, (self.value, self.low, self.high)))]
+        return "\n".join(lines) + f" ({self.level:.0%} of new runs)"
+
+
+@dataclass
+class Law:
+    """A fitted law. params: natural parameters by name; intervals: name -> (low, high) at
+    `level`; objective: sum of Huber terms; runs: the rows fitted; notes and warnings: one line
+    each (notes say what was done, warnings what to distrust)."""
+    form: Form
+    fit: Fit
+    runs: pd.DataFrame
+    resamples: Resamples
+    level: float
+    notes: list[str]
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def params(self) -> dict[str, float]:
+        known = {} if self.floor is None or np.ptp(self.floor) else {"E": float(self.floor[0])}
+        return known | self.fit.params
+
+    @property
+    def objective(self) -> float:
+        return self.fit.objective
+
+    @property
+    def floor(self) -> np.ndarray | None:
+        """Known floors (n,), or None where E was fitted (or is absent)."""
+        return self.fit.design.floor
+
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Of every fitted parameter at `level`; scales and extras by their logarithms."""
+        out, draws = {}, self.resamples.params
+        for name, value in self.fit.params.items():
+            logged = name != "E" and name not in self.form.exponents
+            with np.errstate(divide="ignore", over="ignore"):
+                x, xs = (np.log(value), np.log(draws[name])) if logged else (value, draws[name])
+                low, high = self.resamples.interval(x, xs, self.level)
+                low, high = (np.exp(low), np.exp(high)) if logged else (low, high)
+            out[name] = (max(float(low), 0.0) if name == "E" else float(low), float(high))
+        return out
+
+    @cached_property
+    def condition(self) -> float:
+        """Loosest over tightest direction of the parameters (singular values of the Jacobian of
+        log loss, columns scaled to one)."""
+        j = self.fit.jacobian()
+        s = np.linalg.svd(j / np.maximum(np.linalg.norm(j, axis=0), 1e-300), compute_uv=False)
+        return float((s[0] / max(s[-1], 1e-300)) ** 2)
+
+    @cached_property
+    def coverage(self) -> dict:
+        """How often this recipe's prediction intervals held runs that it had not seen; see
+        holdout.held_out. Made on demand: it fits several times."""
+        return held_out(self)
+
+    @cached_property
+    def cross_check(self) -> dict[str, float]:
+        """Parameters by variable projection (another objective and algorithm)."""
+        theta = fit_varpro(self.fit.design, self.fit.log_loss)
+        return {k: float(v[0]) for k, v in self.fit.design.to_params(theta[None]).items()}
+
+    def predict(self, *, n_params=None, tokens=None, flops=None, unique_tokens=None, floor=None,
+                level: float | None = None) -> Prediction:
+        """The loss of new runs, floats or arrays that broadcast; only what the form needs.
+
+        floor: of the new runs, where floors are known and differ (default: the fit's own). Raises
+        UserError for a missing or non-positive argument."""
+        given = {"n_params": n_params, "tokens": tokens, "flops": flops,
+                 "unique_tokens": unique_tokens}
+        if flops is None and n_params is not None and tokens is not None:
+            given["flops"] = 6 * np.asarray(n_params, float) * np.asarray(tokens, float)
+        columns = broadcast(given, self.form)
+        one = columns.pop("one")
+        new_floor = None
+        if self.floor is not None:
+            if floor is None and np.ptp(self.floor):
+                raise UserError("the runs' floors differ: say floor= of the run to predict")
+            size = len(next(iter(columns.values())))
+            new_floor = np.full(size, self.floor[0] if floor is None else floor)
+        return predict(self.resamples, columns, new_floor, level or self.level, one)
+
+    def summary(self) -> str:
+        """The law in words: parameters with intervals, how it was fitted, what to distrust."""
+        from analysis.describe import summary
+        return summary(self)
+
+    def to_dict(self) -> dict:
+        """Plain values, for JSON."""
+        return {"form": self.form.name, "equation": self.form.equation, "source": self.form.source,
+                "params": self.params, "level": self.level,
+                "intervals": {k: list(v) for k, v in self.intervals.items()},
+                "objective": self.objective, "huber_delta": self.fit.delta,
+                "runs": int(self.runs["run"].nunique()), "rows": len(self.runs),
+                "starts": self.fit.n_starts, "polished": self.fit.n_polished,
+                "share_at_optimum": self.fit.share_at_optimum,
+                "resamples": len(self.resamples.theta), "resampling": self.resamples.method,
+                "noise": self.resamples.noise.scale, "cross_check": self.cross_check,
+                "notes": self.notes, "warnings": self.warnings}
+
+
+def broadcast(given: dict, form: Form) -> Columns:
+    """The form's columns as arrays (m,), and "one": whether all were scalars."""
+    missing = [c for c in form.needs if given[c] is None]
+    if missing:
+        raise UserError(f"predicting with {form.name} ({form.equation}) needs {', '.join(missing)}")
+    arrays = np.broadcast_arrays(*[np.asarray(given[c], float) for c in form.needs])
+    for name, a in zip(form.needs, arrays):
+        if not (np.isfinite(a) & (a > 0)).all():
+            raise UserError(f"predict: {name} should be a positive number")
+    return {c: a.ravel() for c, a in zip(form.needs, arrays)} | {"one": arrays[0].ndim == 0}
+
+
+def predict(resamples: Resamples, columns: Columns, floor: np.ndarray | None, level: float,
+            one: bool) -> Prediction:
+    """Value, interval for new runs and band of the curve at `columns` (m,)."""
+    fit = resamples.fit
+    design = make_design(fit.design.form, columns, floor, fit.design.centre)
+    value = np.log(design.value(fit.theta[None])[0][0])                          # (m,)
+    with np.errstate(all="ignore"):
+        draws = np.log(design.value(resamples.theta)[0])                         # (B, m)
+    noise = resamples.noise.draw_new(np.random.default_rng(1), draws.shape)
+    band = resamples.interval(value, draws, level)
+    # a new run is the law's truth plus its own noise: the root is estimate - (truth + noise)
+    new = resamples.interval(value, draws - noise, level)
+    out = [np.exp(x) for x in (value, *new, *band)]
+    return Prediction(*[float(x[0]) if one else x for x in out], level)
+
+
+def fit_law(runs: pd.DataFrame, form: str = "chinchilla", *, floor: float | str | None = None,
+            delta: float = DELTA, bootstrap: int = 2000, resampling: str = "auto",
+            level: float = 0.95, seed: int = 0, polish: int | None = POLISHED,
+            n_params: str = "n_params", allow_mixed: bool = False) -> Law:
+    """Fit a law to a tidy table of runs (analysis.table).
+
+    form        a name of analysis.forms.FORMS
+    floor       a known E in nats/token, or the name of a column of known floors; default: fitted
+    delta       of Huber on log loss; np.inf for least squares
+    bootstrap   resamples over runs; resampling: auto | residuals | runs (analysis.resample)
+    level       of every interval
+    polish      starts that are minimised, of 4,536; None: all
+    n_params    the column to take for N (analysis.conventions compares them)
+
+    Raises UserError for a table that can't be fitted: empty, no losses, too few runs or values of
+    N or D, mixed corpora or tokenizers."""
+    shape = get_form(form)
+    if resampling not in METHODS:
+        raise UserError(f"resampling={resampling!r}: there are {', '.join(METHODS)}")
+    if floor is not None and not shape.floor:
+        raise UserError(f"form {form!r} has no floor: leave out floor=, or take a form with E")
+    if n_params != "n_params" and n_params in runs:
+        runs = runs.assign(n_params=runs[n_params])
+    needs = shape.needs + ((floor,) if isinstance(floor, str) else ())
+    kept, notes = usable(runs, needs, allow_mixed)
+    check_enough(shape, kept, floor is not None)
+    floors = known_floors(kept, floor)
+    columns = {c: kept[c].to_numpy(float) for c in shape.needs}
+    log_loss = np.log(kept["loss"].to_numpy(float))
+    fit = fit_point(make_design(shape, columns, floors), log_loss, delta, polish)
+    groups = pd.factorize(kept["run"])[0]
+    resamples, why = resample(fit, groups, bootstrap, resampling, seed)
+    notes = list(runs.attrs.get("notes", [])) + notes + [
+        f"intervals from {bootstrap:,} resamples over runs, by {resamples.method}: {why}"]
+    law = Law(shape, fit, kept, resamples, level, notes)
+    law.warnings = table_warnings(kept, shape) + fit_warnings(law)
+    return law
+
+
+def known_floors(runs: pd.DataFrame, floor: float | str | None) -> np.ndarray | None:
+    """Known floors (n,) in nats/token. Raises UserError where a loss lies at or below its floor."""
+    if floor is None:
+        return None
+    floors = runs[floor].to_numpy(float) if isinstance(floor, str) else \
+        np.full(len(runs), float(floor))
+    below = np.flatnonzero(runs["loss"].to_numpy(float) <= floors)
+    if len(below):
+        row = runs.iloc[below[0]]
+        raise UserError(f"run {row['run']}: loss {row['loss']:.5g} is not above the known floor "
+                        f"{floors[below[0]]:.5g}: not the same unit or text, or evaluated on too "
+                        "few tokens")
+    return floors
