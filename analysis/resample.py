@@ -1,11 +1,12 @@
 """What noise does to a fit: resampling over runs, and intervals and predictions from it.
 
 A run is the unit: the rows of one run (its checkpoints) share their luck, so they are drawn
-together. Two ways:
+together. Three ways:
 
 residuals  the fitted law plus noise drawn from its residuals, fitted again; every root (estimate -
            truth) is divided by the noise of its own resample, as Student's t is (Hall 1992,
            section 3.5). Right for 15 to 100 runs, where noise is about equal everywhere.
+own        as residuals, each run's noise of its own size; for estimators that can't do `runs`.
 runs       runs drawn with replacement, percentile intervals, as Besiroglu et al. 2024. Asks
            nothing of the noise, but needs many runs: too wide below about 100.
 
@@ -70,6 +71,12 @@ class Noise:
         signs = rng.choice([-1.0, 1.0], size=(n_draw, self.n_runs))[:, self.groups]
         return levels + signs * self.within
 
+    def draw_own(self, rng: np.random.Generator, n_draw: int) -> np.ndarray:
+        """Noise where its size differs between runs, (B, n): each run's own residuals, times a
+        normal number (wild bootstrap, Wu 1986)."""
+        return (rng.standard_normal((n_draw, self.n_runs))[:, self.groups]
+                * self.fit.residuals() / np.sqrt(max(1 - len(self.fit.theta) / self.n_runs, 0.1)))
+
     def draw_new(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """Noise of one evaluation of runs not in the table."""
         return self.draw_levels(rng, shape) + rng.choice(self.within, size=shape)
@@ -99,7 +106,6 @@ class Resamples:
     scale: np.ndarray
     log_loss: np.ndarray | None
     converged: float
-    rng: np.random.Generator
 
     @property
     def params(self) -> dict[str, np.ndarray]:
@@ -142,8 +148,9 @@ def resample(fit: Fit, groups: np.ndarray, n_draw: int, method: str = "auto", se
         method = "residuals" if column is None else "runs"
         why = "noise looks equal over the runs" if column is None else \
             f"the size of residuals changes with {column}"
-    if method == "residuals":
-        log_loss = fit.log_loss - fit.residuals() + noise.draw(rng, n_draw)
+    if method in ("residuals", "own"):
+        draw = noise.draw if method == "residuals" else noise.draw_own
+        log_loss = fit.log_loss - fit.residuals() + draw(rng, n_draw)
         found = refit(fit, log_loss=log_loss)
         with np.errstate(all="ignore"):
             scale = np.abs(log_loss - np.log(fit.design.value(found.x)[0])).mean(1)
@@ -154,4 +161,4 @@ def resample(fit: Fit, groups: np.ndarray, n_draw: int, method: str = "auto", se
         found = refit(fit, weights=np.asarray(counts, float)[:, groups])
         log_loss, scale = None, np.full(len(counts), noise.scale)
     return Resamples(method, fit, noise, found.x, np.maximum(scale, 1e-12), log_loss,
-                     float(found.converged.mean()), rng), why
+                     float(found.converged.mean())), why

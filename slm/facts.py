@@ -37,6 +37,7 @@ def describe_run(spec, plan, meta: dict, machine) -> dict[str, Any]:
                   "grad_clip": o.grad_clip},
         "init": {"init_std": c.init_std, "parametrization": c.parametrization,
                  "base_width": c.base_width, "base_depth": c.base_depth,
+                 "base_head_size": c.base_head_size,
                  "input_mult": c.input_mult, "output_mult": c.output_mult},
         "seeds": {"train": spec.train.seed, "data": spec.data.seed},
         "data": {"corpus": meta["corpus"], "corpus_sha256": meta["corpus_fingerprint"],

@@ -138,7 +138,8 @@ class Writer:
     def generate(self, prompt: str = "", max_new_tokens: int = 100, temperature: float = 0.8,
                  top_k: int | None = None, top_p: float | None = None, seed: int = 0,
                  stop: bool = True) -> str:
-        """The prompt and its continuation. An empty prompt begins a new document.
+        """The prompt and its continuation, as the beginning of a document: the model first reads an
+        end-of-text, as before every document that it was trained on.
 
         max_new_tokens: at most so many. temperature, top_k, top_p: see pick. seed: the same seed
         gives the same text. stop: end at the model's end-of-text. Raises UserError.
@@ -152,7 +153,7 @@ class Writer:
         """Several prompts at once; prompt i gives what generate(prompt, seed=seed + i) gives."""
         check_sampling(max_new_tokens, temperature, top_k, top_p)
         eot = self.tokenizer.eot
-        starts = [list(self.tokenizer.encode(prompt)) or [eot] for prompt in prompts]
+        starts = [[eot, *self.tokenizer.encode(prompt)] for prompt in prompts]
         texts = generate_ids(self.model, starts, max_new_tokens, temperature=temperature,
                              top_k=top_k, top_p=top_p, eot=eot if stop else None,
                              seeds=[seed + i for i in range(len(prompts))],
@@ -161,8 +162,7 @@ class Writer:
         if stop:
             new = [ids[:-1] if ids[-1:] == [eot] else ids for ids in new]
         # decoded together: a character may be split between the prompt and its continuation
-        return [self.tokenizer.decode((start if prompt else []) + ids)
-                for prompt, start, ids in zip(prompts, starts, new)]
+        return [self.tokenizer.decode(start[1:] + ids) for start, ids in zip(starts, new)]
 
 
 def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None,

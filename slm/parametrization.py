@@ -83,7 +83,7 @@ def multipliers(config: GPTConfig) -> Multipliers:
     """The forward multipliers of a model."""
     if config.parametrization == "sp":
         return Multipliers(1.0, config.head_size ** -0.5, 1.0, 1.0)
-    base_head_size = getattr(config, "base_head_size", 0) or config.head_size
+    base_head_size = config.base_head_size or config.head_size
     # (base/k) * base^-0.5, in this order, is bitwise k^-0.5 where k is the base head size
     attention = base_head_size / config.head_size * base_head_size ** -0.5
     return Multipliers(config.input_mult, attention, 1 / depth_ratio(config),

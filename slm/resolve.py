@@ -107,8 +107,8 @@ def resolve_data(v: dict[str, Any], faults, where) -> None:
 def gpt_config(spec, n_vocab: int) -> GPTConfig:
     """The model's shape. spec: a resolved Spec; n_vocab: the tokenizer's ids, before padding."""
     m = spec.model
-    optional = {k: getattr(m, k) for k in ("base_width", "base_depth", "input_mult", "output_mult")
-                if getattr(m, k) is not None}
+    mup = ("base_width", "base_depth", "base_head_size", "input_mult", "output_mult")
+    optional = {k: getattr(m, k) for k in mup if getattr(m, k) is not None}
     return GPTConfig(
         n_layer=m.n_layer, n_head=m.n_head, n_embd=m.n_embd, block_size=m.block_size,
         vocab_size=padded_vocab(n_vocab), dropout=m.dropout, bias=m.bias, norm=m.norm,

@@ -57,6 +57,9 @@ class Model(Section):
     base_width: int = key(256, "n_embd at which the parametrizations agree", gt=0, only_if=MUP)
     base_depth: int = key(4, "n_layer at which completep agrees with mup", gt=0,
                           only_if={"model.parametrization": ["completep"]})
+    base_head_size: Optional[Positive] = key(
+        None, "head size at which attention scales agree; give it where n_head is fixed and n_embd"
+        " grows; left out: the model's own", only_if=MUP)
     input_mult: float = key(1.0, "muP multiplier of the embedding", gt=0, only_if=MUP)
     output_mult: float = key(1.0, "muP multiplier of the logits", gt=0, only_if=MUP)
 

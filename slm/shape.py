@@ -53,6 +53,7 @@ class GPTConfig:
     parametrization: str = "sp"      # sp | mup | completep
     base_width: int = 256            # n_embd and n_layer at which all parametrizations agree
     base_depth: int = 4
+    base_head_size: int = 0          # head size at which attention scales agree; 0: this model's
     input_mult: float = 1.0          # alpha_in, alpha_out of muP
     output_mult: float = 1.0
 

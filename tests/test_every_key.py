@@ -30,6 +30,7 @@ TURN = {
     "model.parametrization": "mup",
     "model.base_width": (MUP, 4),
     "model.base_depth": ({"model.parametrization": "completep", "model.n_layer": 2}, 1),
+    "model.base_head_size": (MUP, 2),
     "model.input_mult": (MUP, 2.0), "model.output_mult": (MUP, 2.0),
     "data.corpus": ({}, "tinystories"), "data.path": (FILES, "other.txt"),
     "data.column": (FILES, "title"), "data.val_fraction": (FILES, 0.5),
