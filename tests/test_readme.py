@@ -48,7 +48,9 @@ def test_a_command_of_the_readme_runs(command, clone):
     elif words[0] == "run.py" and "--help" not in words:
         words += SHORT
     elif words[:3] == ["-m", "slm.sweep", "run"]:
-        words += [*SHORT, "--model.n_embd=32"]
+        file = clone / words[3]
+        file.write_text(file.read_text().replace("500_000", "2_048"))
+        words += ["--data.fables.stories=200", "--data.fables.val_stories=10"]
     done = execute(clone, words)
     assert done.returncode == 0, done.stderr + done.stdout
     assert done.stdout.strip()

@@ -2,8 +2,8 @@
 import run
 from tiny import metrics, only_run
 
-# Measured with torch 2.13.0 on x86-64 (2 threads): validation loss after 0, 100 and 200 steps.
-RECORDED = {0: 10.85, 100: 5.5, 200: 4.6}
+# Measured with torch 2.13.0 on x86-64 (1 thread): validation loss after 0, 100 and 200 steps.
+RECORDED = {0: 10.842, 100: 5.678, 200: 5.386}
 
 
 def test_real_stories_are_learnt_as_recorded(reference_data, tmp_path, monkeypatch):
@@ -11,14 +11,14 @@ def test_real_stories_are_learnt_as_recorded(reference_data, tmp_path, monkeypat
     code = run.main([
         str(run_file()), f"--data.path={reference_data / 'tinystories'}", "--model.n_layer=2",
         "--model.n_embd=64", "--model.n_head=4", "--model.dropout=0", "--train.steps=200",
-        "--train.batch_tokens=2048", "--train.micro_batch=16", "--train.eval_interval=100",
-        "--data.eval_tokens=20000", "--optim.lr=5e-3", "--track.wandb=disabled",
+        "--train.batch_tokens=512", "--train.micro_batch=4", "--train.eval_interval=100",
+        "--data.eval_tokens=10000", "--optim.lr=5e-3", "--track.wandb=disabled",
         "--sample.max_new_tokens=30"])
     assert code == 0
     val = {m["step"]: m["val/loss"] for m in metrics(only_run(tmp_path)) if "val/loss" in m}
     assert val.keys() == RECORDED.keys()
     for step, loss in RECORDED.items():
-        assert abs(val[step] - loss) < 0.1, val
+        assert abs(val[step] - loss) < 0.03, val
 
 
 def run_file():
