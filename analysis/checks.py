@@ -102,15 +102,14 @@ def fit_warnings(law) -> list[str]:
 
     law: analysis.scaling.Law, with params, intervals, fit and resamples."""
     lines, form = [], law.form
-    least = float(np.exp(law.fit.log_loss.min()))
-    if "E" in law.fit.design.names and law.params["E"] < 1e-3 * least:
-        lines.append("the floor E went to 0: these runs don't show one; a known floor (floor=) or "
-                     "a form without floor would be better determined")
+    if "E" in law.fit.design.names and law.params["E"] <= 0:
+        lines.append(f"the floor came out at {law.params['E']:.3g}, not above zero: these runs don't "
+                     "show one; say a known floor (floor=) or fit a form without floor")
     for name in form.exponents:
         if not 0.005 < law.params[name] < 2.5:
             lines.append(f"{name} = {law.params[name]:.3g} is outside any known law: its term is "
                          "not determined by these runs")
-    for name in form.exponents + (["E"] if "E" in law.intervals else []):
+    for name in form.exponents + (["E"] if "E" in law.intervals and law.params["E"] > 0 else []):
         low, high = law.intervals[name]
         value = law.params[name]
         if not (np.isfinite(low) and np.isfinite(high)) or high - low > max(value, 1e-9):
@@ -119,6 +118,12 @@ def fit_warnings(law) -> list[str]:
     if law.condition > 1e5:
         lines.append(f"ill-conditioned: the least determined direction of {', '.join(law.params)} "
                      f"is {law.condition:.1g} times looser than the best (parameters trade off)")
+    for name in form.exponents if law.cross_check else ():
+        low, high = law.intervals[name]
+        if not low - (high - low) < law.cross_check[name] < high + (high - low):
+            lines.append(f"variable projection finds {name} = {law.cross_check[name]:.3g}, far from "
+                         f"{law.params[name]:.3g} [{low:.3g}, {high:.3g}]: outliers, or a law that "
+                         "these runs don't determine")
     if law.fit.share_at_optimum < 0.01:
         lines.append("hardly any start reached the optimum: it may not be the deepest")
     if law.resamples.converged < 0.95:

@@ -36,8 +36,9 @@ def summary(law: Law) -> str:
               "optimum",
               f"noise of a run: {law.resamples.noise.scale:.2%} of its loss (mean)"]
     lines += law.notes
-    lines.append("variable projection finds " + ", ".join(
-        f"{k} {number(v)}" for k, v in law.cross_check.items()))
+    if law.cross_check:
+        lines.append("variable projection finds " + ", ".join(
+            f"{k} {number(v)}" for k, v in law.cross_check.items()))
     names = {"cross_validation": "5-fold cross-validation", "largest": "the largest fifth predicted"
              " from the rest"}
     for key, label in names.items():

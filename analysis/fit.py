@@ -17,6 +17,7 @@ from analysis.varpro import exponent_grid, project
 
 DELTA = 1e-3
 POLISHED = 256       # starts that are followed to the bottom, of those with the lowest objective
+SOLVED = 16         # and of those whose floor and scales were solved for
 
 
 def huber_objective(design: Design, log_loss: np.ndarray, weights: np.ndarray | None = None,
@@ -24,7 +25,10 @@ def huber_objective(design: Design, log_loss: np.ndarray, weights: np.ndarray | 
     """The objective of many problems at once.
 
     log_loss: (n,), or (B, n) with each problem's own; weights: (B, n) multiplicities of rows, or
-    None; delta: of Huber, np.inf for least squares."""
+    None; delta: of Huber, np.inf for least squares. A floor below minus half the least loss is
+    pushed back: runs without curvature would send it to minus infinity."""
+    n, least = log_loss.shape[-1], float(np.exp(log_loss.min()))
+
     def fun(theta: np.ndarray, rows: np.ndarray):
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             loss, pull = design.value(theta)
@@ -33,7 +37,12 @@ def huber_objective(design: Design, log_loss: np.ndarray, weights: np.ndarray | 
             rho = psi * (r - psi / 2)
             if weights is not None:
                 rho, psi = rho * weights[rows], psi * weights[rows]
-            return rho.sum(1), pull(-psi / loss)
+            f, g = rho.sum(1), pull(-psi / loss)
+        if design.free_floor and (theta[:, 0] < -least / 2).any():
+            beyond = np.maximum(-theta[:, 0] / least - 0.5, 0)
+            f = f + 1e-3 * n * beyond ** 2
+            g[:, 0] -= 2e-3 * n * beyond / least
+        return f, g
     return fun
 
 
@@ -41,13 +50,13 @@ def starts(design: Design, log_loss: np.ndarray) -> np.ndarray:
     """Where fits begin: (s, p).
 
     Two terms and a floor: the 4,500 points of Besiroglu et al. 2024 (exponents 0, .5 .. 2, log E
-    -1, -.5 .. 1, log scales 0, 5 .. 25), and 36 more whose floor and scales are solved for, which
+    -1, -.5 .. 1, log scales 0, 5 .. 25), and 16 more whose floor and scales are solved for, which
     know the units of the data. Other forms: grids alike, as fine as 4,500 points allow."""
     n_term, n_exponent = len(design.scale_at), len(design.form.exponents)
     fine = np.arange(0, 2.01, 0.1)
     exponent = np.arange(0, 2.01, 0.5) if n_exponent == 2 else fine
     scale = np.arange(0, 26, 5.0 if n_term == 2 else 1.0)
-    floor = [np.arange(-1, 1.01, 0.5)] if design.free_floor else []
+    floor = [np.exp(np.arange(-1, 1.01, 0.5))] if design.free_floor else []
     grid = np.array(list(product(*floor, *[scale] * n_term, *[exponent] * n_exponent)))
     for i, j, c in zip(design.scale_at, design.exponent_at, design.centre):
         grid[:, i] -= grid[:, j] * c
@@ -95,8 +104,9 @@ def fit_point(design: Design, log_loss: np.ndarray, delta: float = DELTA,
                          for part in np.array_split(x0, max(1, x0.shape[0] // 500))])
     f0 = np.where(np.isfinite(f0), f0, np.inf)
     best = np.argsort(f0, kind="stable")[:polish]
-    # the solved starts always take part: a grid in absolute units can miss small-scale data
-    best = np.union1d(best, np.arange(len(x0))[-len(exponent_grid(design)):])
+    # solved starts always take part: a grid in absolute units can miss data of another scale
+    solved = len(x0) - len(exponent_grid(design))
+    best = np.union1d(best, solved + np.argsort(f0[solved:], kind="stable")[:SOLVED])
     found = bfgs_in_blocks(fun, x0[best], tol=1e-9, max_iterations=300)
     top = found.x[found.f.argmin()]
     last = bfgs(fun, top[None], h0=inverse_hessian(fun, top), tol=1e-15)

@@ -1,8 +1,10 @@
 """The forms of scaling laws: loss as a floor plus power laws, in coordinates that are easy to fit.
 
 Every form is L = E + sum_k S_k exp(-g_k x_k) with x_k a logarithm of N, D or C (natural, centred
-on the data). Fits move in (log E, log S_k, g_k); centring makes S_k the size of a term in the
-middle of the data, nearly independent of its exponent: BFGS needs a fifth of the steps.
+on the data). Fits move in (E, log S_k, g_k); centring makes S_k the size of a term in the middle
+of the data, nearly independent of its exponent: BFGS needs a fifth of the steps. E itself, not its
+logarithm: where runs hardly show a floor, a fit stuck at log E = -20 has no honest interval, and one
+that may pass zero has.
 """
 from __future__ import annotations
 
@@ -98,7 +100,7 @@ def get_form(name: str) -> Form:
 class Design:
     """A form on given columns, evaluated for many parameter vectors at once.
 
-    theta (b, p) is in fitting coordinates: log E (unless the floor is known or absent), log S_k,
+    theta (b, p) is in fitting coordinates: E (unless the floor is known or absent), log S_k,
     exponents, log of extras. `centre` (k,) is what was subtracted of x_k (the data's own means, or
     those of another design whose theta is to be evaluated here)."""
     form: Form
@@ -115,8 +117,11 @@ class Design:
         self.x = raw - self.centre[:, None]
         self.free_floor = self.form.floor and self.floor is None
         start = int(self.free_floor)
+        self.floor_at = [0] if self.free_floor else []
         n_term = len(self.form.terms)
         self.scale_at = [start + k for k in range(n_term)]
+        # linear in floor and scales, for given exponents and extras (N_opt reads the scales)
+        self.separable = "R_N" not in self.names
         self.exponent_at = [self.names.index(t.exponent) for t in self.form.terms]
 
     def shifted_x(self, theta: np.ndarray):
@@ -132,15 +137,14 @@ class Design:
               for i, j, x in zip(self.scale_at, self.exponent_at, xs)]
         loss = us[0] if len(us) == 1 else us[0] + us[1]
         if self.free_floor:
-            floor = np.exp(theta[:, :1])
-            loss = loss + floor
+            loss = loss + theta[:, :1]
         elif self.floor is not None:
             loss = loss + self.floor
 
         def pull(h: np.ndarray) -> np.ndarray:
             g = np.zeros_like(theta)
             if self.free_floor:
-                g[:, 0] = h.sum(1) * floor[:, 0]
+                g[:, 0] = h.sum(1)
             parts = [h * u for u in us]
             for part, i, j, x in zip(parts, self.scale_at, self.exponent_at, xs):
                 g[:, i] += part.sum(1)
@@ -156,7 +160,8 @@ class Design:
         """Natural parameters, (b,) each, of theta (b, p): E, scales at N = D = C = 1, exponents."""
         out = {}
         for i, name in enumerate(self.names):
-            out[name] = theta[:, i] if i in self.exponent_at else np.exp(theta[:, i])
+            plain = i in self.exponent_at + self.floor_at
+            out[name] = theta[:, i] if plain else np.exp(theta[:, i])
         for k, t in enumerate(self.form.terms):
             with np.errstate(over="ignore"):
                 out[t.scale] = np.exp(theta[:, self.scale_at[k]]
@@ -166,7 +171,7 @@ class Design:
     def to_theta(self, params: dict[str, np.ndarray]) -> np.ndarray:
         """The inverse of to_params: natural parameters (b,) each to theta (b, p)."""
         theta = np.stack([np.asarray(params[n], float) for n in self.names], -1)
-        logged = [i for i in range(theta.shape[-1]) if i not in self.exponent_at]
+        logged = [i for i in range(theta.shape[-1]) if i not in self.exponent_at + self.floor_at]
         with np.errstate(divide="ignore"):
             theta[..., logged] = np.log(theta[..., logged])
         for i, j, c in zip(self.scale_at, self.exponent_at, self.centre):

@@ -23,15 +23,19 @@ class Budget:
 
 def budgets(log_n: np.ndarray, log_c: np.ndarray, tolerance: float = 0.1,
             least: int = 4) -> list[Budget]:
-    """IsoFLOP groups: runs whose compute differs by under `tolerance`, with `least` sizes."""
-    order = np.argsort(log_c, kind="stable")
-    breaks = np.flatnonzero(np.diff(log_c[order]) > np.log1p(tolerance)) + 1
-    out = []
-    for rows in np.split(order, breaks):
-        if len(np.unique(log_n[rows])) >= least:
-            rows = rows[np.argsort(log_n[rows], kind="stable")]
-            out.append(Budget(rows, float(np.exp(log_c[rows].mean())), log_n[rows]))
-    return out
+    """IsoFLOP groups: runs within `tolerance` of a common compute, with `least` sizes or more.
+    The fullest window is taken first, so that stray runs can't bridge two budgets."""
+    width, left, out = 2 * np.log1p(tolerance), np.arange(len(log_c)), []
+    while len(left):
+        x = log_c[left]
+        near = (x >= x[:, None]) & (x <= x[:, None] + width)                     # windows from x
+        rows = left[near[near.sum(1).argmax()]]
+        if len(np.unique(log_n[rows])) < least:
+            break
+        left = np.setdiff1d(left, rows)
+        rows = rows[np.argsort(log_n[rows], kind="stable")]
+        out.append(Budget(rows, float(np.exp(log_c[rows].mean())), log_n[rows]))
+    return sorted(out, key=lambda g: g.flops)
 
 
 @dataclass

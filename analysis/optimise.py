@@ -107,7 +107,7 @@ def bfgs(fun: BatchedFunction, x0: np.ndarray, h0: np.ndarray | None = None,
             h[at] = np.eye(p) * scale[at, None, None]
             fresh &= ~at
         h = update_inverse_hessian(h, s, y)
-        small = (promised < tol * f + 1e-26) & ~fresh | (f - nf <= 1e-15 * f) & ok
+        small = (promised < tol * abs(f) + 1e-26) & ~fresh | (f - nf <= 1e-15 * abs(f)) & ok
         stalled = np.where(ok & ~small, 0, stalled + 1)
         h[~ok] = np.eye(p) / np.maximum(np.linalg.norm(g[~ok], axis=1), 1e-12)[:, None, None]
         x, f, g = nx, nf, ng

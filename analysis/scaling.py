@@ -77,7 +77,7 @@ class Law:
                 x, xs = (np.log(value), np.log(draws[name])) if logged else (value, draws[name])
                 low, high = self.resamples.interval(x, xs, self.level)
                 low, high = (np.exp(low), np.exp(high)) if logged else (low, high)
-            out[name] = (max(float(low), 0.0) if name == "E" else float(low), float(high))
+            out[name] = (float(low), float(high))
         return out
 
     @cached_property
@@ -96,7 +96,10 @@ class Law:
 
     @cached_property
     def cross_check(self) -> dict[str, float]:
-        """Parameters by variable projection (another objective and algorithm)."""
+        """Parameters by variable projection (another objective and algorithm); empty for the form
+        that is not linear in its scales."""
+        if not self.fit.design.separable:
+            return {}
         theta = fit_varpro(self.fit.design, self.fit.log_loss)
         return {k: float(v[0]) for k, v in self.fit.design.to_params(theta[None]).items()}
 
@@ -178,7 +181,7 @@ def fit_law(runs: pd.DataFrame, form: str = "chinchilla", *, floor: float | str 
     delta       of Huber on log loss; np.inf for least squares
     bootstrap   resamples over runs; resampling: auto | residuals | runs (analysis.resample)
     level       of every interval
-    polish      starts that are minimised, of 4,536; None: all
+    polish      starts that are minimised, of 4,516; None: all
     n_params    the column to take for N (analysis.conventions compares them)
 
     Raises UserError for a table that can't be fitted: empty, no losses, too few runs or values of
@@ -188,7 +191,9 @@ def fit_law(runs: pd.DataFrame, form: str = "chinchilla", *, floor: float | str 
         raise UserError(f"resampling={resampling!r}: there are {', '.join(METHODS)}")
     if floor is not None and not shape.floor:
         raise UserError(f"form {form!r} has no floor: leave out floor=, or take a form with E")
-    if n_params != "n_params" and n_params in runs:
+    if n_params != "n_params":
+        if n_params not in runs:
+            raise UserError(f"n_params={n_params!r}: the table has no such column")
         runs = runs.assign(n_params=runs[n_params])
     needs = shape.needs + ((floor,) if isinstance(floor, str) else ())
     kept, notes = usable(runs, needs, allow_mixed)

@@ -16,8 +16,8 @@ def project(design: Design, theta: np.ndarray, loss: np.ndarray, weight: np.ndar
     """Best floor and scales for given exponents: the linear half of variable projection.
 
     theta (b, p): only exponents and extras are read; loss (n,) or (b, n); weight (n,) or (b, n)
-    multiplies residuals. Returns theta with floor and scales filled in (a negative one becomes
-    tiny, a negative floor is left out and the rest solved again), residuals (b, n) weighted."""
+    multiplies residuals. Returns theta with floor and scales filled in (a negative scale becomes
+    tiny), and weighted residuals (b, n)."""
     xs, _ = design.shifted_x(theta)
     with np.errstate(over="ignore", under="ignore"):
         basis = [np.exp(-theta[:, j, None] * x) for j, x in zip(design.exponent_at, xs)]
@@ -27,14 +27,11 @@ def project(design: Design, theta: np.ndarray, loss: np.ndarray, weight: np.ndar
     target = np.broadcast_to((loss - (0 if design.floor is None else design.floor)) * weight,
                              columns.shape[:2])
     coefficients = solve_scaled(columns, target)
-    if design.free_floor:
-        below = coefficients[:, 0] <= 0
-        coefficients[below, 0] = 0
-        coefficients[below, 1:] = solve_scaled(columns[below][:, :, 1:], target[below])
     out = theta.copy()
     tiny = 1e-9 * np.abs(loss).max()
     for i in range(coefficients.shape[1]):
-        out[:, i] = np.log(np.maximum(coefficients[:, i], tiny))
+        c = coefficients[:, i]
+        out[:, i] = c if i in design.floor_at else np.log(np.maximum(c, tiny))
     return out, target - np.einsum("bnk,bk->bn", columns, coefficients)
 
 
@@ -68,7 +65,7 @@ def projected_objective(design: Design, log_loss: np.ndarray, fit: np.ndarray) -
 def exponent_grid(design: Design) -> np.ndarray:
     """Points (s, p) over plausible exponents (and extras); floor and scales still zero."""
     n_exponent = len(design.form.exponents)
-    grid = [np.geomspace(0.03, 1.2, 6)] * n_exponent
+    grid = [np.geomspace(0.05, 1.0, 4)] * n_exponent
     grid += [np.log([2.0, 8.0, 30.0])] * len(design.form.extra)
     points = np.array(list(product(*grid)))
     return np.concatenate([np.zeros((len(points), len(design.names) - points.shape[1])), points], 1)

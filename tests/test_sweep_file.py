@@ -37,7 +37,7 @@ command: ["${env}", "${interpreter}", "${program}", base.yaml, "${args}"]
 
 
 @pytest.mark.parametrize("text, said", [
-    (HEAD + "parameters:\n  model.n_layers: {values: [1]}", ["line 5", "did you mean model.n_layer"]),
+    (HEAD + "parameters:\n  model.n_layers: {values: [1]}", ["line 5", "mean model.n_layer?"]),
     (HEAD + "parameters:\n  n_head: {values: [1]}", ["no such key", "model.n_head"]),
     (HEAD + "parameters:\n  model.n_head: {values: [two]}", ["'two' should be an integer > 0"]),
     (HEAD + "parameters:\n  model.dropout: {values: [1.5]}", ["should be a number >= 0 and < 1"]),
@@ -55,8 +55,8 @@ command: ["${env}", "${interpreter}", "${program}", base.yaml, "${args}"]
     (HEAD + "job: x\nparameters:\n  train.seed: {values: [1]}", ["W&B's own services"]),
     (HEAD + "metric: {name: val_loss}\nparameters:\n  train.seed: {values: [1]}",
      ["no such metric (did you mean val/loss?)"]),
-    (HEAD + "early_terminate: {type: hyperband, min_iter: 3}\nparameters:\n  train.seed: {value: 1}",
-     ["metric: missing: early_terminate needs it"]),
+    (HEAD + "early_terminate: {type: hyperband, min_iter: 3}\n"
+     "parameters:\n  train.seed: {value: 1}", ["metric: missing: early_terminate needs it"]),
     (HEAD + "early_terminate: {type: median, min_iter: 3}\nparameters:\n  train.seed: {value: 1}",
      ["should be hyperband"]),
     (HEAD.replace("grid", "random") + "parameters:\n  train.seed: {values: [1]}",
@@ -78,7 +78,7 @@ command: ["${env}", "${interpreter}", "${program}", base.yaml, "${args}"]
      + "parameters:\n  train.seed: {values: [1]}", ["swept, and given in the command"]),
     (HEAD.replace("base.yaml, ", "") + "parameters:\n  train.seed: {values: [1]}", ["base spec"]),
     (HEAD + "parameters:\n  device.name: {value: cuda:1}", ["no GPU is visible"]),
-    (HEAD + "parameters:\n  train.seed: {values: [1]}\n  train.seed: {values: [2]}", ["given twice"]),
+    (HEAD + "parameters:\n  train.seed: {value: 1}\n  train.seed: {value: 2}", ["given twice"]),
     (HEAD + "parameters:\n  data.tokenizer: {value: gpt3}", ["unknown tokenizer 'gpt3'"]),
     (HEAD + "parameters:\n  optim.muon_lr: {values: [0.1]}", ["does nothing with optim.name"]),
 ])

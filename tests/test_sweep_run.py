@@ -3,11 +3,18 @@ kills."""
 import json
 import os
 import signal
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from sweep_fakes import metrics, start, starts, statuses, sweep, workplace
+
+from slm.sweep.points import Sweep
+from slm.sweep.search import alone, remember
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, and at "
+                                "signals that only Linux has")
 GRID = {"optim.lr": {"values": [1.0e-3, 2.0e-3]}, "train.seed": {"values": [0, 1]}}
 
 
@@ -52,7 +59,7 @@ def test_failures_are_retried_then_reported_and_the_sweep_goes_on(tmp_path):
     """Seed 13 always crashes, 14 the first time, 15 diverges (a result, not a failure)."""
     workplace(tmp_path, {"train.seed": {"values": [13, 14, 15, 0]}})
     code, text = sweep(tmp_path, "run", "s.yaml", "--slots", "2", "--retries", "2")
-    assert code == 1 and "1 points failed" in text
+    assert code == 1 and "1 of 4 points failed" in text
     assert "killed by signal 9" in text and "RuntimeError: unlucky seed" in text
     names = [name.split("-")[0] for name in starts(tmp_path)]
     assert {n: names.count(n) for n in names} == {"seed13": 3, "seed14": 2, "seed15": 1, "seed0": 1}
@@ -106,6 +113,23 @@ def test_two_launchers_share_the_points_and_run_none_twice(tmp_path):
     assert [launcher.returncode for launcher in both] == [0, 0], texts
     assert len(starts(tmp_path)) == len(set(starts(tmp_path))) == 7
     assert all("best val/loss" in text for text in texts)
+
+
+def test_many_tasks_may_start_in_one_moment(tmp_path, monkeypatch):
+    """As the tasks of an array do: each writes the list of points."""
+    monkeypatch.chdir(tmp_path)
+    path = workplace(tmp_path, GRID)
+
+    def task(_):
+        mine = Sweep(path)
+        points = mine.points()
+        for _ in range(10):
+            with alone(mine):
+                remember(mine, points)
+        return len(mine.stored()["points"])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(task, range(8))) == [4] * 8
 
 
 def test_a_run_that_someone_else_stops_goes_on(tmp_path):
@@ -177,8 +201,8 @@ def test_a_target_ends_the_sweep(tmp_path):
 
 def test_bayes_finds_the_valley_and_goes_on_after_a_kill(tmp_path):
     pytest.importorskip("optuna")
-    workplace(tmp_path, {"optim.lr": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1.0},
-                         "train.seed": {"values": [1, 2]}},
+    workplace(tmp_path, {"optim.lr": {"distribution": "log_uniform_values", "min": 1e-5,
+                                      "max": 1.0}, "train.seed": {"values": [1, 2]}},
               method="bayes", run_cap=6, metric={"name": "val/loss", "goal": "minimize"})
     launcher = start(tmp_path, "run", "s.yaml", "--slots", "2")
     wait_for(lambda: len([s for s in statuses(tmp_path).values() if s == "finished"]) >= 2, 60)

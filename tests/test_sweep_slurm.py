@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from sweep_fakes import environment, metrics, starts, statuses, sweep, workplace
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, and at "
+                                "signals that only Linux has")
 SEEDS = {"train.seed": {"values": [0, 1]}, "model.n_embd": {"values": [16, 17]}}
 PYTHON = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
@@ -132,6 +134,19 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+def left_by(folder: Path) -> list[int]:
+    """Processes that hold a file under this folder open: steps that outlived their slurmd."""
+    out = []
+    for proc in Path("/proc").iterdir():
+        try:
+            if proc.name.isdigit() and int(proc.name) != os.getpid() and any(
+                    os.readlink(fd).startswith(f"{folder}/") for fd in (proc / "fd").iterdir()):
+                out.append(int(proc.name))
+        except OSError:
+            continue
+    return out
+
+
 @pytest.fixture
 def slurm(tmp_path):
     """A Slurm of this one node, on loopback, without systemd. Gives its environment."""
@@ -173,12 +188,19 @@ def slurm(tmp_path):
             pytest.skip(f"Slurm does not start here: {said}")
         yield env
     finally:
+        subprocess.run(["scancel", "--full", "--user=root"], env=env, capture_output=True)
+        stop = time.monotonic() + 15
+        while time.monotonic() < stop and subprocess.run(
+                ["squeue", "-h"], env=env, capture_output=True, text=True).stdout.strip():
+            time.sleep(0.2)
         for daemon in reversed(daemons):
             daemon.terminate()
             try:
                 daemon.wait(timeout=10)
             except subprocess.TimeoutExpired:
                 daemon.kill()
+        for pid in left_by(d):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_a_real_array_is_warned_preempted_requeued_and_finishes_without_a_gap(tmp_path, slurm):

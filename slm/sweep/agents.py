@@ -59,8 +59,8 @@ def run_agents(options: argparse.Namespace, rest: list[str]) -> int:
             log = folder / f"{i}.txt"
             child = process.start(agent_command(sweep, options.count), agent_environment(slot), log)
             running[child] = (slot, log)
-        say(f"{len(slots)} agents of {sweep}, on " + ", ".join(slot.name for slot in slots)
-            + f"; logs in {folder}")
+        places = ", ".join(slot.name for slot in slots)
+        say(f"{len(slots)} agent{'s' * (len(slots) > 1)} of {sweep}, on {places}; logs in {folder}")
         return wait(running, stop)
 
 

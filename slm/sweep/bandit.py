@@ -40,7 +40,8 @@ def to_stop(histories: dict[str, list[float]], running: list[str], stop: dict) -
         band, limit = passed[-1]
         value = history[band - 1] if stop.get("strict", True) else min(history)
         if value > limit:
-            out[name] = f"{value:.4g} after {band} values, where the best 1/{eta:g} have {limit:.4g}"
+            out[name] = (f"{value:.4g} after {band} values, where the best 1/{eta:g} have "
+                         f"{limit:.4g}")
     return out
 
 

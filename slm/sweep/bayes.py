@@ -1,17 +1,14 @@
 """method: bayes without W&B's server, by Optuna's TPE (an optional extra)."""
 from __future__ import annotations
 
-import time
 from collections import deque
-from contextlib import contextmanager
 
 from slm.errors import UserError
 from slm.sweep import space
 from slm.sweep.machine import Slot
 from slm.sweep.plan import drop_too_large
 from slm.sweep.points import STATE, Point, Sweep
-from slm.sweep.process import Claim
-from slm.sweep.search import Search, remember
+from slm.sweep.search import Search, alone, remember
 from slm.sweep.status import State, read_state
 
 
@@ -32,20 +29,10 @@ class Bayes(Search):
         self.points: list[Point] = []
         self.states: dict[int, State] = {}    # of the points that have ended
         self.total = sweep.file.run_cap
-        with self.alone():
+        with alone(sweep):
             self.refresh()
         self.done = [(p, self.states[p.number]) for p in self.points if p.number in self.states]
         self.todo = deque(p for p in self.points if p.number not in self.states)
-
-    @contextmanager
-    def alone(self):
-        """One launcher proposes at a time."""
-        while (claim := Claim.take(self.sweep.folder / ".claims" / "search")) is None:
-            time.sleep(0.02)
-        try:
-            yield
-        finally:
-            claim.release()
 
     def distributions(self) -> dict:
         d, out = self.optuna.distributions, {}
@@ -109,7 +96,7 @@ class Bayes(Search):
 
     def take(self) -> Point | None:
         while not self.todo and len(self.points) < self.total:
-            with self.alone():
+            with alone(self.sweep):
                 known = len(self.points)
                 self.refresh()
                 if len(self.points) == known:  # else another launcher proposed these

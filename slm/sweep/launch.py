@@ -84,8 +84,8 @@ class Launcher:
                 return
             elif not told:
                 told = True
-                self.screen.say(f"stopping: {len(self.jobs)} runs save their state (Ctrl-C again "
-                                "stops them at once)")
+                self.screen.say("stopping: the runs save their state (Ctrl-C again stops them at "
+                                "once)")
                 number = stop.received if stop.received == signal.SIGUSR1 else signal.SIGTERM
                 for job in self.jobs:
                     process.send(job.child, number)

@@ -55,8 +55,7 @@ def describe(sweep: Sweep, points: list[Point], slots: list[Slot], everything: b
     on_gpu, search = bool(slots[0].gpus), sweep.file.method
     rate = measure(sweep, on_gpu)
     lines = [f"{sweep.file.path}: {search}, {len(points)} points, runs in {sweep.folder}"]
-    fixed = [f"{path[-1].split('.')[-1]}={shown(p['value'])}"
-             for path, p in sweep.file.parameters.items() if "value" in p]
+    fixed = [f"{key.split('.')[-1]}={shown(value)}" for key, value in sweep.constants().items()]
     lines += [f"with {' '.join(fixed)}"] if fixed else []
     if search == "bayes":
         lines.append("bayes chooses points as results come in: these are random draws that show "
@@ -108,8 +107,8 @@ def total_lines(todo: list[Point], slots: list[Slot], rate: Rate) -> list[str]:
     where = "GPU" if on_gpu else "CPU slot"
     wall = makespan(seconds, len(slots))
     out = [f"in all {len(todo)} runs, {count(sum(p.tokens for p in todo))} tokens, "
-           f"{sum(p.flops for p in todo):.2e} FLOPs: about {duration(sum(seconds))} of one {where}, "
-           f"{duration(wall)} on the {len(slots)} slot{'s' * (len(slots) > 1)} here",
+           f"{sum(p.flops for p in todo):.2e} FLOPs: about {duration(sum(seconds))} of one "
+           f"{where}, {duration(wall)} on the {len(slots)} slot{'s' * (len(slots) > 1)} here",
            f"times {rate.reason}; N = parameters in matmuls, head included"]
     together = sum(sorted((point_memory(p, on_gpu) for p in todo), reverse=True)[:len(slots)])
     if not on_gpu and together > machine.memory_bytes():

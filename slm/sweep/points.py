@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from slm.errors import ImpossiblePoint, UserError
-from slm.layers import Layer, parse_arguments, read_layers
+from slm.keys import fields, nearest
+from slm.layers import COMMAND_LINE, Layer, parse_arguments, read_layers
 from slm.plan import Plan, make_plan
 from slm.schema import Spec
 from slm.spec import build, run_folder
@@ -86,17 +87,25 @@ class Sweep:
         self.seed = self.stored().get("seed", 0) if seed is None else seed
 
     def check_constants(self, files: list[Path], layer: Layer) -> None:
-        """Faults of what every point's command line holds beside the swept values."""
-        if parse_arguments(self.overrides)[0]:
-            raise UserError(f"{parse_arguments(self.overrides)[0][0]}: not understood; an override "
-                            "looks like --train.steps=10")
+        """Faults of what every point's command line holds beside the swept values. An override may
+        replace a constant of the file, not what varies."""
+        extra, given = parse_arguments(self.overrides)
+        if extra:
+            raise UserError(f"{extra[0]}: not understood; an override looks like --train.steps=10")
+        for key in given.values.keys() - fields().keys():
+            raise UserError(f"{COMMAND_LINE}: {key}: there is no such option or key"
+                            f"{nearest(key, list(fields()))}")
         if not files:
             raise UserError(f"{self.file.path}: command: gives no base spec, as in "
                             "experiments/base.yaml")
-        both = {".".join(path) for path in self.file.parameters} & layer.values.keys()
+        varying = {".".join(path) for path in self.varying()}
+        fixed = {".".join(path) for path in self.file.parameters} - varying
+        both = [key for key in layer.values for name in (varying if key in given.values
+                                                         else varying | fixed)
+                if key == name or key.startswith(name + ".")]
         if both:
-            raise UserError(f"{self.file.path}: {', '.join(sorted(both))}: swept, and given in the "
-                            "command as well: only one of the two can hold")
+            raise UserError(f"{self.file.path}: {', '.join(both)}: swept, and given in the command "
+                            "as well: only one of the two can hold")
 
     def read(self, files: tuple[Path, ...]) -> list[Layer]:
         if files not in self.layers:
@@ -142,6 +151,12 @@ class Sweep:
         """The swept parameters without the constants among them."""
         return [path for path, p in self.file.parameters.items()
                 if space.distribution(p) != "constant"]
+
+    def constants(self) -> dict[str, Any]:
+        """The parameters that do not vary, as far as no override replaces them."""
+        replaced = parse_arguments(self.overrides)[1].values
+        return {".".join(path): p["value"] for path, p in self.file.parameters.items()
+                if "value" in p and ".".join(path) not in replaced}
 
     def label(self, values: dict) -> str:
         return " ".join(f"{path[-1].split('.')[-1]}={shown(values[path])}"

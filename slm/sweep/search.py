@@ -2,11 +2,15 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
+from contextlib import contextmanager
+from typing import Iterator
 
 from slm.files import write_whole
 from slm.sweep.plan import order
 from slm.sweep.points import STATE, Point, Sweep
+from slm.sweep.process import Claim
 from slm.sweep.status import State, read_state
 
 
@@ -38,13 +42,24 @@ class Search:
         return len(self.todo)
 
 
+@contextmanager
+def alone(sweep: Sweep) -> Iterator[None]:
+    """Of all launchers and array tasks of a sweep, one at a time changes sweep.json."""
+    while (claim := Claim.take(sweep.folder / ".claims" / "search")) is None:
+        time.sleep(0.02)
+    try:
+        yield
+    finally:
+        claim.release()
+
+
 def remember(sweep: Sweep, points: list[Point]) -> None:
-    """Write sweep.json: the seed, and every point with its values and its run folder."""
+    """Write sweep.json: the seed, and every point with its values and its run folder. The caller
+    is alone(sweep)."""
     rows = [{"point": p.number, "values": {".".join(path): v for path, v in p.values.items()},
              "run": p.folder.name if p.folder else None, "dropped": p.dropped,
              **({"quantiles": p.quantiles} if p.quantiles is not None else {})} for p in points]
     head = {"name": sweep.file.name, "file": sweep.file.path.name, "method": sweep.file.method,
             "seed": sweep.seed}
     text = json.dumps(head)[:-1] + ', "points": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]}\n"
-    sweep.folder.mkdir(parents=True, exist_ok=True)
     write_whole(sweep.folder / STATE, text)

@@ -24,8 +24,8 @@ class Screen:
         for point, state in search.done:
             self.note(point, state.last.get(sweep.file.metric.name), state)
         there = f", {self.ended} done already" if self.ended else ""
-        self.say(f"{sweep.file.name}: {search.total} points{there}, {slots} at a time, in "
-                 f"{sweep.folder}")
+        self.say(f"{sweep.file.name}: {search.total} point{'s' * (search.total != 1)}{there}, "
+                 f"{slots} at a time, in {sweep.folder}")
 
     def say(self, line: str) -> None:
         sys.stdout.write(("\r\x1b[K" if self.terminal else "") + line + "\n")
@@ -80,7 +80,8 @@ class Screen:
         if signal_number:
             self.say("stopped; the same command goes on with what is left")
         elif failed:
-            self.say(f"{len(failed)} points failed; the same command tries them again")
+            self.say(f"{len(failed)} of {self.search.total} points failed; the same command tries "
+                     "them again")
         if self.best:
             name = self.sweep.file.metric.name
             self.say(f"best {name} {self.best[1]:.4f}: point {self.best[0].number} "

@@ -82,8 +82,9 @@ def make_script(options: argparse.Namespace, overrides: list[str], sweep: Sweep,
             command += " --slots 1"
         tasks, again = numbers(todo), ""
     throttle = f"%{options.at_once}" if options.at_once else ""
+    cpus = options.cpus or (4 if options.gpus else 1)
     lines = [f"--job-name={sweep.file.name}", f"--array={tasks}{throttle}",
-             f"--time={options.time}", f"--cpus-per-task={options.cpus or (4 if options.gpus else 1)}",
+             f"--time={options.time}", f"--cpus-per-task={cpus}",
              *([f"--gres=gpu:{options.gpus}"] if options.gpus else []),
              f"--signal=B:USR1@{WARNING_SEC}", "--requeue", "--open-mode=append",
              f"--output={sweep.folder / 'logs' / 'slurm-%A_%a.txt'}", *options.sbatch]

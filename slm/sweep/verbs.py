@@ -82,7 +82,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     sweep, points = open_sweep(options, overrides)
     slots = slots_for(options, sweep, points)
     from slm.sweep.launch import Launcher
-    from slm.sweep.search import Search, remember
+    from slm.sweep.search import Search, alone, remember
     if sweep.file.method == "bayes":
         if options.point:
             raise UserError("--point: the points of method: bayes are not known beforehand")
@@ -91,7 +91,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     else:
         planning.drop_too_large(points, slots)
         refuse_half_written(points)
-        remember(sweep, points)
+        with alone(sweep):
+            remember(sweep, points)
         if options.point:
             points, slots = [chosen(points, options.point)], slots[:1]
         search = Search(sweep, points)

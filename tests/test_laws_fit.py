@@ -1,0 +1,303 @@
+"""Laws of synthetic runs: intervals, predictions, clusters, forms, refusals and warnings."""
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import best_settings, fit_law, load_table
+from slm.errors import UserError
+
+TRUE = dict(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
+
+
+def loss_of(n, d):
+    return TRUE["E"] + TRUE["A"] / n ** TRUE["alpha"] + TRUE["B"] / d ** TRUE["beta"]
+
+
+def ladder(n_sizes=5, n_tokens=4, noise=0.004, seed=0, **more) -> pd.DataFrame:
+    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e5, 1e7, n_sizes),
+                                           np.geomspace(1e7, 1e9, n_tokens)))
+    luck = noise * np.random.default_rng(seed).standard_normal(len(n))
+    return pd.DataFrame({"run": [f"r{i}" for i in range(len(n))], "n_params": n, "tokens": d,
+                         "flops": 6 * n * d, "loss": loss_of(n, d) * np.exp(luck), **more})
+
+
+def checkpoints(noise=0.004, seed=0, each=6) -> pd.DataFrame:
+    """Every run evaluated at several points; the run's luck is shared by its rows."""
+    last = ladder(noise=0, seed=seed)
+    luck = noise * np.random.default_rng(seed).standard_normal(len(last))
+    rows = [last.assign(tokens=last.tokens * f, flops=last.flops * f,
+                        loss=loss_of(last.n_params, last.tokens * f) * np.exp(luck))
+            for f in np.geomspace(0.2, 1, each)]
+    return pd.concat(rows, ignore_index=True)
+
+
+def width(law, name="alpha"):
+    return law.intervals[name][1] - law.intervals[name][0]
+
+
+# -- what a law says -----------------------------------------------------------------------------
+
+def test_a_law_tells_its_parameters_and_how_it_was_made():
+    law = fit_law(ladder(), bootstrap=300)
+    for name, value in TRUE.items():
+        low, high = law.intervals[name]
+        assert low < law.params[name] < high and low < value < high, name
+    text = law.summary()
+    for word in ("E + A / N^alpha", "20 runs", "objective", "Huber", "starts", "resamples",
+                 "variable projection", "cross-validation"):
+        assert word in text
+    assert json.loads(json.dumps(law.to_dict()))["params"]["alpha"] == law.params["alpha"]
+
+
+def test_the_same_seed_gives_the_same_law_and_row_order_does_not_matter():
+    runs = ladder()
+    a, b = fit_law(runs, bootstrap=200), fit_law(runs, bootstrap=200)
+    assert a.intervals == b.intervals
+    shuffled = fit_law(runs.sample(frac=1, random_state=3), bootstrap=200)
+    for name in a.params:
+        assert shuffled.params[name] == pytest.approx(a.params[name], rel=1e-5)
+    assert fit_law(runs, bootstrap=200, seed=1).intervals != a.intervals
+
+
+def test_intervals_shrink_with_noise_and_grow_with_level():
+    assert width(fit_law(ladder(noise=0.002), bootstrap=300)) \
+        < 0.7 * width(fit_law(ladder(noise=0.008), bootstrap=300))
+    assert width(fit_law(ladder(), bootstrap=300, level=0.8)) \
+        < width(fit_law(ladder(), bootstrap=300, level=0.95))
+
+
+def test_predictions_hold_parameters_and_noise():
+    law = fit_law(ladder(noise=0.006), bootstrap=500)
+    p = law.predict(n_params=2e7, tokens=2e9)
+    assert p.low < p.band_low < p.value < p.band_high < p.high
+    assert p.value == pytest.approx(loss_of(2e7, 2e9), rel=0.02)
+    many = law.predict(n_params=[1e6, 2e7], tokens=2e9)
+    assert many.value.shape == (2,) and many.value[1] == pytest.approx(p.value)
+    assert str(p) and str(many)
+    near, far = law.predict(n_params=1e6, tokens=1e8), law.predict(n_params=1e9, tokens=1e11)
+    assert (near.band_high - near.band_low) / near.value < (far.band_high - far.band_low) / far.value
+
+
+def test_a_known_floor_is_kept_and_narrows_the_exponents():
+    free = fit_law(ladder(), bootstrap=300)
+    known = fit_law(ladder(), bootstrap=300, floor=1.8)
+    assert known.params["E"] == 1.8 and "E" not in known.intervals
+    assert width(known) < width(free)
+    assert "known" in known.summary()
+    column = fit_law(ladder().assign(floor=1.8), bootstrap=300, floor="floor")
+    assert column.params == known.params
+    with pytest.raises(UserError, match="not above the known floor"):
+        fit_law(ladder(), floor=5.0)
+
+
+def test_floors_may_differ_by_run():
+    runs = ladder()
+    runs["floor"] = np.where(np.arange(len(runs)) % 2, 1.8, 1.1)
+    runs["loss"] += runs["floor"] - 1.8
+    law = fit_law(runs, bootstrap=100, floor="floor")
+    assert law.params["alpha"] == pytest.approx(TRUE["alpha"], abs=0.02)
+    with pytest.raises(UserError, match="floor="):
+        law.predict(n_params=1e7, tokens=1e9)
+    assert law.predict(n_params=1e7, tokens=1e9, floor=1.1).value == pytest.approx(3.78, abs=0.05)
+
+
+# -- runs are the unit ---------------------------------------------------------------------------
+
+def test_checkpoints_are_resampled_by_run_and_warned_of():
+    """Six rows of one run tell little more than one; taken as independent they would give
+    intervals 1 / sqrt(6) as wide."""
+    rows = checkpoints()
+    law = fit_law(rows, bootstrap=500, resampling="residuals")
+    assert any("not independent" in w for w in law.warnings)
+    wrong = fit_law(rows.assign(run=np.arange(len(rows))), bootstrap=500, resampling="residuals")
+    assert width(law) > 1.7 * width(wrong)
+    by_runs = fit_law(rows, bootstrap=500, resampling="runs")
+    assert 0.4 < width(law) / width(by_runs) < 2
+
+
+def test_reduced_coverage_study():
+    """A small benchmarks/coverage.py. Intervals from rows instead of runs hold the truth half the
+    time, and predictions without the noise of a run less: both would fail here."""
+    hits, row_hits, new_hits, band_hits = [], [], [], []
+    for seed in range(30):
+        rows = checkpoints(seed=100 + seed, each=4)
+        options = dict(bootstrap=200, polish=8, resampling="residuals")
+        law = fit_law(rows, **options)
+        wrong = fit_law(rows.assign(run=np.arange(len(rows))), **options)
+        for name in ("alpha", "beta"):
+            hits.append(law.intervals[name][0] <= TRUE[name] <= law.intervals[name][1])
+            row_hits.append(wrong.intervals[name][0] <= TRUE[name] <= wrong.intervals[name][1])
+        p = law.predict(n_params=1.2e7, tokens=1.2e9)
+        new = loss_of(1.2e7, 1.2e9) * np.exp(0.004 * np.random.default_rng(seed).standard_normal(8))
+        new_hits += list((p.low <= new) & (new <= p.high))
+        band_hits += list((p.band_low <= new) & (new <= p.band_high))
+    assert np.mean(hits) >= 0.85 and np.mean(new_hits) >= 0.85
+    assert np.mean(row_hits) < 0.8 and np.mean(band_hits) < 0.8
+
+
+def test_held_out_coverage_is_reported():
+    coverage = fit_law(ladder(6, 5), bootstrap=200).coverage
+    assert coverage["cross_validation"]["n"] == 30
+    assert coverage["largest"]["n"] == 6
+    assert coverage["cross_validation"]["inside"] >= 24
+    few = fit_law(ladder(3, 3), "L(N)", bootstrap=100).coverage
+    assert "n" in few["largest"] or "skipped" in few["largest"]
+
+
+# -- other forms ---------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("form, column, names", [
+    ("L(N)", "n_params", ("E", "A", "alpha")), ("L(D)", "tokens", ("E", "B", "beta")),
+    ("L(C)", "flops", ("E", "K", "gamma")), ("L(N) no floor", "n_params", ("A", "alpha")),
+    ("L(D) no floor", "tokens", ("B", "beta")), ("L(C) no floor", "flops", ("K", "gamma"))])
+def test_laws_of_one_variable(form, column, names):
+    x = np.repeat(np.geomspace(1e5, 1e8, 8), 2)
+    floor = 0.0 if "no floor" in form else 1.5
+    loss = (floor + 60 * x ** -0.35) * np.exp(0.003 * np.random.default_rng(1).standard_normal(16))
+    runs = pd.DataFrame({"run": range(16), "n_params": 1e6, "tokens": 1e8, "flops": 1e15,
+                         "loss": loss}).assign(**{column: x})
+    law = fit_law(runs, form, bootstrap=300)
+    assert tuple(law.params) == names
+    low, high = law.intervals[names[-1]]
+    assert low < 0.35 < high
+    p = law.predict(**{column: 1e9})
+    assert p.low < floor + 60 * 1e9 ** -0.35 < p.high
+
+
+def test_repeated_data_knows_what_epochs_are_worth():
+    n, u, e = (v.ravel() for v in np.meshgrid(np.geomspace(1e5, 1e7, 4), [1e6, 1e7, 5e7],
+                                              [1.0, 4.0, 16.0, 64.0]))
+    worth = u * (1 + 15 * (1 - np.exp(-(e - 1) / 15)))
+    runs = pd.DataFrame({"run": range(len(n)), "n_params": n, "tokens": u * e, "unique_tokens": u,
+                         "flops": 6 * n * u * e, "loss": loss_of(n, worth)})
+    law = fit_law(runs, "repeated_data", bootstrap=50)
+    assert law.params["R_D"] == pytest.approx(15, rel=0.01)
+    once = law.predict(n_params=1e7, tokens=1e9, unique_tokens=1e9).value
+    often = law.predict(n_params=1e7, tokens=1e9, unique_tokens=1e7).value
+    assert once == pytest.approx(loss_of(1e7, 1e9), rel=1e-3) and often > once
+    assert any("repeated_data" in w for w in fit_law(runs, bootstrap=50).warnings)
+
+
+def test_any_column_can_be_n():
+    runs = ladder().assign(N_total=lambda r: 3 * r.n_params)
+    law = fit_law(runs, bootstrap=50, n_params="N_total")
+    assert law.params["alpha"] == pytest.approx(fit_law(runs, bootstrap=50).params["alpha"], rel=1e-3)
+    with pytest.raises(UserError, match="no such column"):
+        fit_law(runs, n_params="N_nothing")
+
+
+# -- what is refused, and what is warned of ------------------------------------------------------
+
+@pytest.mark.parametrize("change, message", [
+    (lambda r: r.iloc[:0], "the table is empty"),
+    (lambda r: r.iloc[:1], "needs at least 7 runs; there is 1"),
+    (lambda r: r.iloc[:5], "needs at least 7 runs.*what these runs can tell: .*no floor"),
+    (lambda r: r.assign(n_params=1e6), r"all runs have n_params = 1e\+06.*L\(D\)"),
+    (lambda r: r[r.tokens.isin(sorted(set(r.tokens))[:2])], "only 2 different values of tokens"),
+    (lambda r: r.assign(loss=np.nan), "none of 20 rows has a validation loss"),
+    (lambda r: r.drop(columns="loss"), "no column loss"),
+    (lambda r: r.drop(columns="tokens"), "no column tokens"),
+    (lambda r: r.assign(loss="n/a"), "loss is 'n/a'"),
+    (lambda r: r.assign(tokenizer=["gpt2", "bpe:512"] * 10), "not comparable.*allow_mixed=True"),
+    (lambda r: r.assign(corpus=["fables"] * 19 + ["tinystories"]), "2 kinds of corpus"),
+    (lambda r: r.assign(status="diverged"), "no usable run: 20 of 20 rows left out: diverged"),
+    (lambda r: r.to_dict(), "DataFrame"),
+])
+def test_tables_that_are_refused(change, message):
+    with pytest.raises(UserError, match=message) as e:
+        fit_law(change(ladder()), bootstrap=20)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(form="chinchila"), "there are chinchilla"), (dict(resampling="rows"), "there are auto"),
+    (dict(form="L(N) no floor", floor=1.0), "has no floor"), (dict(floor="floor"), "no column floor"),
+    (dict(form="repeated_data"), "no column unique_tokens")])
+def test_options_that_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        fit_law(ladder(), bootstrap=20, **options)
+
+
+def test_predictions_that_are_refused():
+    law = fit_law(ladder(), bootstrap=20)
+    for bad, message in ((dict(n_params=1e6), "needs tokens"),
+                         (dict(n_params=-1, tokens=1e8), "positive")):
+        with pytest.raises(UserError, match=message):
+            law.predict(**bad)
+
+
+def test_rows_left_out_are_told():
+    runs = ladder(6, 4)
+    runs.loc[0, "loss"], runs.loc[1, "loss"] = np.nan, np.inf
+    runs["status"] = ["finished"] * 22 + ["diverged", "preempted"]
+    law = fit_law(runs, bootstrap=50)
+    assert len(law.runs) == 20
+    told = " ".join(law.notes)
+    assert "diverged" in told and "preempted" in told and "2 of 24 rows left out: without" in told
+
+
+@pytest.mark.parametrize("more, message", [
+    (dict(lr=1e-3), "not tuned per size"),
+    (dict(warmup_tokens=1e6), "warm-up is longer than N tokens in 8 of 20"),
+])
+def test_training_that_bends_a_law_is_warned_of(more, message):
+    assert any(message in w for w in fit_law(ladder(**more), bootstrap=20).warnings)
+    if "lr" in more:
+        good = fit_law(ladder(**more, parametrization="mup"), bootstrap=20)
+        assert not any(message in w for w in good.warnings)
+
+
+def test_learning_rates_at_the_edge_are_warned_of_and_the_best_is_kept():
+    runs = pd.concat([ladder(seed=i).assign(lr=lr, loss=lambda r: r.loss * cost)
+                      for i, (lr, cost) in enumerate([(1e-4, 1.1), (1e-3, 1.05), (1e-2, 1.0)])])
+    runs["run"] = range(len(runs))
+    warnings = " ".join(fit_law(runs, bootstrap=20).warnings)
+    assert "several learning rates" in warnings and "at the edge of those tried in 20 of 20" in warnings
+    assert (best_settings(runs)["lr"] == 1e-2).all() and len(best_settings(runs)) == 20
+
+
+def test_ill_identified_fits_say_so():
+    narrow = ladder()
+    narrow["n_params"] = narrow["n_params"] ** 0.02 * 1e6
+    narrow["loss"] = loss_of(narrow.n_params, narrow.tokens) * np.exp(
+        0.004 * np.random.default_rng(0).standard_normal(20))
+    warnings = " ".join(fit_law(narrow, bootstrap=100).warnings)
+    assert "ill-conditioned" in warnings and "don't" in warnings
+    straight = ladder(noise=0.001)
+    straight["loss"] -= 1.79999 * np.ones(20)
+    floorless = fit_law(straight, bootstrap=100)
+    assert any("not above zero" in w or "E is ill" in w for w in floorless.warnings)
+    mixed = fit_law(ladder(), "L(N)", bootstrap=50)
+    assert any("mixes both" in w for w in mixed.warnings)
+
+
+# -- tables from anywhere ------------------------------------------------------------------------
+
+def test_load_table_maps_columns_of_files(tmp_path):
+    runs = ladder()
+    theirs = pd.DataFrame({"params": runs.n_params, "D": runs.tokens, "final": runs.loss,
+                           "loss": -1.0, "name": runs.run})
+    theirs.to_csv(tmp_path / "t.csv", index=False)
+    theirs.to_parquet(tmp_path / "t.parquet")
+    for source in (tmp_path / "t.csv", tmp_path / "t.parquet", theirs):
+        table = load_table(source, n_params="params", loss="final", run="name")
+        assert list(table.columns[:5]) == ["run", "n_params", "tokens", "flops", "loss"]
+        assert np.allclose(table["loss"], runs["loss"]) and np.allclose(table["flops"], runs["flops"])
+        assert table.attrs["notes"] == ["compute taken as C = 6 N D"]
+    assert fit_law(table, bootstrap=20).notes[0] == "compute taken as C = 6 N D"
+
+
+def test_load_table_says_what_is_wrong(tmp_path):
+    (tmp_path / "bad.csv").write_text("N,D,loss\n1,2,x\n")
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "t.txt").write_text("1")
+    for call, message in ((lambda: load_table(tmp_path / "no.csv"), "no such file"),
+                          (lambda: load_table(tmp_path / "bad.csv"), "loss is 'x' in row 0"),
+                          (lambda: load_table(tmp_path / "empty.csv"), "can't be read"),
+                          (lambda: load_table(tmp_path / "t.txt"), "a .csv or .parquet"),
+                          (lambda: load_table(ladder()), "no column 'N' for n_params"),
+                          (lambda: load_table(pd.DataFrame({"N": [1], "loss": [2]})), "tokens=")):
+        with pytest.raises(UserError, match=message):
+            call()
