@@ -47,9 +47,10 @@ def table_warnings(runs: pd.DataFrame, form: Form) -> list[str]:
         f"{len(runs)} rows of {runs['run'].nunique()} runs: checkpoints of one run are not "
         "independent (and their learning rate may not have decayed); resampled by run"]
     for seen, other in (("n_params", "tokens"), ("tokens", "n_params")):
-        if form.needs == (seen,) and other in runs and runs[other].max() > 1.1 * runs[other].min():
-            lines.append(f"{form.name} over runs whose {other} differ "
-                         f"{runs[other].max() / runs[other].min():.3g}-fold: its exponent mixes both")
+        spread = runs[other].max() / runs[other].min() if other in runs else 1
+        if form.needs == (seen,) and spread > 1.1:
+            lines.append(f"{form.name} over runs whose {other} differ {spread:.3g}-fold: its "
+                         "exponent mixes both")
     return lines + lr_warnings(runs) + warmup_warnings(runs) + epoch_warnings(runs, form)
 
 
@@ -71,9 +72,10 @@ def lr_warnings(runs: pd.DataFrame) -> list[str]:
         best = means.loc[means.groupby(["n_params", "tokens"])["loss"].idxmin()]
         ends = means.groupby(["n_params", "tokens"])["lr"].agg(["min", "max", "nunique"])
         best = best.set_index(["n_params", "tokens"]).join(ends)
-        edge = best[(best["nunique"] > 2) & ((best["lr"] == best["min"]) | (best["lr"] == best["max"]))]
-        if len(edge):
-            lines.append(f"the best learning rate lies at the edge of those tried in {len(edge)} of "
+        on_edge = (best["lr"] == best["min"]) | (best["lr"] == best["max"])
+        n_edge = int((on_edge & (best["nunique"] > 2)).sum())
+        if n_edge:
+            lines.append(f"the best learning rate lies at the edge of those tried in {n_edge} of "
                          f"{len(best)} cells: widen the range")
     return lines
 
@@ -93,8 +95,9 @@ def epoch_warnings(runs: pd.DataFrame, form: Form) -> list[str]:
     if form.extra or "unique_tokens" not in runs or "tokens" not in runs:
         return []
     epochs = runs["tokens"] / runs["unique_tokens"]
-    return [f"{int((epochs > 4).sum())} rows saw their data more than 4 times (up to "
-            f"{epochs.max():.3g}): repeated_data is the form for that"] if (epochs > 4).any() else []
+    often = int((epochs > 4).sum())
+    return [f"{often} rows saw their data more than 4 times (up to {epochs.max():.3g}): "
+            "repeated_data is the form for that"] if often else []
 
 
 def fit_warnings(law) -> list[str]:
@@ -103,8 +106,8 @@ def fit_warnings(law) -> list[str]:
     law: analysis.scaling.Law, with params, intervals, fit and resamples."""
     lines, form = [], law.form
     if "E" in law.fit.design.names and law.params["E"] <= 0:
-        lines.append(f"the floor came out at {law.params['E']:.3g}, not above zero: these runs don't "
-                     "show one; say a known floor (floor=) or fit a form without floor")
+        lines.append(f"the floor came out at {law.params['E']:.3g}, not above zero: these runs "
+                     "don't show one; say a known floor (floor=) or fit a form without floor")
     for name in form.exponents:
         if not 0.005 < law.params[name] < 2.5:
             lines.append(f"{name} = {law.params[name]:.3g} is outside any known law: its term is "
@@ -121,9 +124,9 @@ def fit_warnings(law) -> list[str]:
     for name in form.exponents if law.cross_check else ():
         low, high = law.intervals[name]
         if not low - (high - low) < law.cross_check[name] < high + (high - low):
-            lines.append(f"variable projection finds {name} = {law.cross_check[name]:.3g}, far from "
-                         f"{law.params[name]:.3g} [{low:.3g}, {high:.3g}]: outliers, or a law that "
-                         "these runs don't determine")
+            lines.append(f"variable projection finds {name} = {law.cross_check[name]:.3g}, far "
+                         f"from {law.params[name]:.3g} [{low:.3g}, {high:.3g}]: outliers, or a "
+                         "law that these runs don't determine")
     if law.fit.share_at_optimum < 0.01:
         lines.append("hardly any start reached the optimum: it may not be the deepest")
     if law.resamples.converged < 0.95:

@@ -3,8 +3,8 @@
 Every form is L = E + sum_k S_k exp(-g_k x_k) with x_k a logarithm of N, D or C (natural, centred
 on the data). Fits move in (E, log S_k, g_k); centring makes S_k the size of a term in the middle
 of the data, nearly independent of its exponent: BFGS needs a fifth of the steps. E itself, not its
-logarithm: where runs hardly show a floor, a fit stuck at log E = -20 has no honest interval, and one
-that may pass zero has.
+logarithm: where runs hardly show a floor, a fit stuck at log E = -20 has no honest interval, and
+one that may pass zero has.
 """
 from __future__ import annotations
 

@@ -108,7 +108,8 @@ class Frontier:
     def optimum(self, flops, approach: str = "3") -> pd.DataFrame:
         """N*, D* with intervals at training FLOPs C (scalar or (m,)): a row each."""
         if approach not in self.approaches:
-            raise UserError(f"no approach {approach!r} here: there are {', '.join(self.approaches)}")
+            raise UserError(f"no approach {approach!r} here: there are "
+                            f"{', '.join(self.approaches)}")
         way, log_c = self.approaches[approach], np.log(np.atleast_1d(np.asarray(flops, float)))
         fit = self.law.fit
         truth = parametric_optimum(fit, fit.theta[None], self.cost, log_c)
@@ -154,13 +155,15 @@ class Frontier:
         ratio = t["n_params"].max() / t["n_params"].min()
         overlap = t["a_low"].max() <= t["a_high"].min()
         return (f"N* ~ C^a with a from {t['a'].min():.3f} to {t['a'].max():.3f}; intervals "
-                f"{'overlap' if overlap else 'do NOT all overlap'}; at C = {t['flops'].iloc[0]:.2g} "
-                f"the sizes recommended differ {ratio:.2f}-fold")
+                f"{'overlap' if overlap else 'do NOT all overlap'}; at C = "
+                f"{t['flops'].iloc[0]:.2g} the sizes recommended differ {ratio:.2f}-fold")
 
     def summary(self) -> str:
         """Table, disagreement and warnings as text."""
         rows = [f"  {r.label:<34} a = {r.a:.3f} [{r.a_low:.3f}, {r.a_high:.3f}]  b = {r.b:.3f} "
                 f"[{r.b_low:.3f}, {r.b_high:.3f}]  N* {r.n_params:.3g}  D* {r.tokens:.3g}"
+                + (f"  (a biased by {r.bias:+.3f}, taken out of the interval)"
+                   if abs(r.bias) > 0.2 * (r.a_high - r.a_low) else "")
                 for r in self.table.itertuples()]
         head = [f"N* ~ C^a, D* ~ C^b; N* and D* at C = {self.table['flops'].iloc[0]:.3g}"]
         return "\n".join(head + rows + [self.disagreement()] + self.notes
@@ -235,10 +238,9 @@ def add_isoflop(ways: dict, notes: list, warnings: list, logs: list, copies: np.
                          "n_params": np.exp(found.log_n[0, k]), "tokens": np.exp(found.log_d[0, k]),
                          "on_edge": bool(found.on_edge[0, k] | np.isnan(found.log_n[0, k]))})
             if not good[0, k]:
-                warnings.append(f"approach {name}: at C = {g.flops:.3g} the optimum lies on the edge"
-                                " of the sizes tried (budget left out); add "
-                                + ("larger" if found.log_n[0, k] > g.log_n.mean() else "smaller")
-                                + " models there")
+                side = "larger" if found.log_n[0, k] > g.log_n.mean() else "smaller"
+                warnings.append(f"approach {name}: at C = {g.flops:.3g} the optimum lies on the "
+                                f"edge of the sizes tried (budget left out); add {side} models")
         if good[0].sum() < 3:
             notes.append(f"approach {name} left out: fewer than three budgets have their minimum "
                          "inside the sizes tried")

@@ -1,4 +1,4 @@
-"""Many small smooth minimisations at once: BFGS on thousands of problems of a handful of parameters.
+"""Many small smooth minimisations at once: BFGS on thousands of problems of few parameters.
 
 A scaling law is fitted from thousands of starts and refitted to thousands of resamples; each of
 those problems is tiny, so what costs is the interpreter, not the arithmetic. Here every problem is

@@ -10,7 +10,7 @@ own        as residuals, each run's noise of its own size; for estimators that c
 runs       runs drawn with replacement, percentile intervals, as Besiroglu et al. 2024. Asks
            nothing of the noise, but needs many runs: too wide below about 100.
 
-benchmarks/coverage.py measures both; analysis/README or benchmarks/results hold the figures.
+benchmarks/coverage.py measures what they hold; benchmarks/results/coverage.json is its outcome.
 """
 from __future__ import annotations
 
@@ -126,12 +126,12 @@ class Resamples:
 
 
 def quantiles(draws: np.ndarray, tail: float):
-    """The tail and 1 - tail quantiles over draws (B, ...), at ranks of B + 1 so that an interval
-    from few draws is not too short. Draws that failed (nan) count as extreme on both sides."""
-    low = np.quantile(np.where(np.isfinite(draws), draws, -np.inf), tail, axis=0,
-                      method="inverted_cdf" if len(draws) < 40 else "weibull")
-    high = np.quantile(np.where(np.isfinite(draws), draws, np.inf), 1 - tail, axis=0,
-                       method="inverted_cdf" if len(draws) < 40 else "weibull")
+    """The tail and 1 - tail quantiles over draws (B, ...), as order statistics at ranks of B + 1
+    so that an interval from few draws is not too short. Draws that failed (nan) count as extreme
+    on both sides."""
+    rank = max(int(tail * (len(draws) + 1)), 1)
+    low = np.sort(np.where(np.isfinite(draws), draws, -np.inf), axis=0)[rank - 1]
+    high = np.sort(np.where(np.isfinite(draws), draws, np.inf), axis=0)[-rank]
     return low, high
 
 

@@ -105,7 +105,8 @@ class Law:
 
     def predict(self, *, n_params=None, tokens=None, flops=None, unique_tokens=None, floor=None,
                 level: float | None = None) -> Prediction:
-        """The loss of new runs, floats or arrays that broadcast; only what the form needs.
+        """The loss of new runs, floats or arrays that broadcast; only what the form needs
+        (where it needs flops and they are not given, C = 6 N D).
 
         floor: of the new runs, where floors are known and differ (default: the fit's own). Raises
         UserError for a missing or non-positive argument."""
@@ -129,10 +130,13 @@ class Law:
         return summary(self)
 
     def to_dict(self) -> dict:
-        """Plain values, for JSON."""
+        """Plain values, for JSON (an unbounded interval has None at that end)."""
+        def plain(x: float) -> float | None:
+            return float(x) if np.isfinite(x) else None
+
         return {"form": self.form.name, "equation": self.form.equation, "source": self.form.source,
                 "params": self.params, "level": self.level,
-                "intervals": {k: list(v) for k, v in self.intervals.items()},
+                "intervals": {k: [plain(x) for x in v] for k, v in self.intervals.items()},
                 "objective": self.objective, "huber_delta": self.fit.delta,
                 "runs": int(self.runs["run"].nunique()), "rows": len(self.runs),
                 "starts": self.fit.n_starts, "polished": self.fit.n_polished,

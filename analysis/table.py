@@ -34,15 +34,16 @@ def load_table(source: str | Path | pd.DataFrame, *, n_params: str = "N", tokens
     Raises UserError for a file that can't be read or a column that is not there.
     """
     frame = read(source)
-    asked = {"n_params": n_params, "tokens": tokens, "flops": flops, "loss": loss, "run": run, **more}
+    asked = {"n_params": n_params, "tokens": tokens, "flops": flops, "loss": loss, "run": run}
+    asked |= more
     defaults = {"tokens": "D", "flops": "C", "run": "run"}
     notes, rename = [], {}
     for name, column in asked.items():
         if column is None or (column == defaults.get(name) and column not in frame):
             continue
         if column not in frame:
-            raise UserError(f"{described(source)}: no column {column!r} for {name}; its columns are "
-                            f"{', '.join(map(str, frame.columns))}. Say {name}=<column>")
+            raise UserError(f"{described(source)}: no column {column!r} for {name}; its columns "
+                            f"are {', '.join(map(str, frame.columns))}. Say {name}=<column>")
         rename[column] = name
     clash = [c for c in frame.columns if c in rename.values() and c not in rename]
     tidy = frame.drop(columns=clash).rename(columns=rename)

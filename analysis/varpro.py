@@ -71,7 +71,8 @@ def exponent_grid(design: Design) -> np.ndarray:
     return np.concatenate([np.zeros((len(points), len(design.names) - points.shape[1])), points], 1)
 
 
-def fit_varpro(design: Design, log_loss: np.ndarray, around: np.ndarray | None = None) -> np.ndarray:
+def fit_varpro(design: Design, log_loss: np.ndarray,
+               around: np.ndarray | None = None) -> np.ndarray:
     """theta (B, p) by variable projection for log losses (B, n), or (p,) for one (n,).
 
     around: theta (p,) to start from; without it every point of exponent_grid is a start (one data

@@ -7,6 +7,7 @@ the others differ by up to 20x (see flops_per_token), enough to bend a scaling e
 """
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 
 from slm.shape import GPTConfig
@@ -55,6 +56,15 @@ def role_of(name: str) -> str:
     return "attn" if ".attn." in name else "mlp" if ".mlp." in name else "norms"
 
 
+@lru_cache(maxsize=4096)
+def _count_roles(config: GPTConfig) -> tuple[tuple[str, int], ...]:
+    """(role, parameters) of each role; a sweep's plan asks for one shape many times."""
+    counts = dict.fromkeys(ROLES, 0)
+    for name, shape in parameter_shapes(config).items():
+        counts[role_of(name)] += prod(shape)
+    return tuple(counts.items())
+
+
 def count_params(config: GPTConfig) -> dict[str, int]:
     """Parameters by role.
 
@@ -62,9 +72,7 @@ def count_params(config: GPTConfig) -> dict[str, int]:
     when tied), and derived: `total`; `non_embedding` (total without wte and wpe); `blocks`
     (attn + mlp, Kaplan's N); `matmul` (blocks + one head, tied or not: this project's N).
     """
-    counts = dict.fromkeys(ROLES, 0)
-    for name, shape in parameter_shapes(config).items():
-        counts[role_of(name)] += prod(shape)
+    counts = dict(_count_roles(config))
     total, blocks = sum(counts.values()), counts["attn"] + counts["mlp"]
     return counts | {
         "total": total,

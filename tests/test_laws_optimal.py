@@ -45,7 +45,7 @@ def test_every_approach_finds_the_exponent_of_exact_runs():
     n, c, d, loss = logs(*isoflop())
     for find in (parabola_minima, interpolated_minima):
         a, b = find(budgets(n, c), d, loss).exponents()
-        assert a[0] == pytest.approx(TRUE_A, abs=2e-3) and b[0] == pytest.approx(1 - TRUE_A, abs=2e-3)
+        assert (a[0], b[0]) == pytest.approx((TRUE_A, 1 - TRUE_A), abs=2e-3)
     n, c, d, loss = logs(*grid(9, 12))
     a, b = envelope(n, c, d, loss).exponents()
     assert a[0] == pytest.approx(TRUE_A, abs=0.01) and b[0] == pytest.approx(1 - TRUE_A, abs=0.01)
@@ -70,8 +70,8 @@ def test_the_parametric_optimum_is_the_least_loss_along_any_cost_curve():
     for c in (1e14, 3e16):
         log_n, log_d = parametric_optimum(fit, fit.theta[None], curve, np.log([c]))
         assert log_n[0, 0] == pytest.approx(minimize_scalar(
-            lambda x: loss_of(np.exp(x), c / np.exp(curve(x)[0])), bounds=(np.log(1e4), np.log(1e9)),
-            method="bounded", options={"xatol": 1e-9}).x, abs=2e-3)
+            lambda x: loss_of(np.exp(x), c / np.exp(curve(x)[0])), method="bounded",
+            bounds=(np.log(1e4), np.log(1e9)), options={"xatol": 1e-9}).x, abs=2e-3)
         assert log_n[0, 0] + np.log(6) + log_d[0, 0] < np.log(c)
 
 
@@ -137,7 +137,8 @@ def shaped() -> pd.DataFrame:
                          "vocab_size": 50304, "tied": True})
     runs = pd.DataFrame(rows)
     luck = 0.002 * np.random.default_rng(0).standard_normal(len(runs))
-    return runs.assign(run=range(len(runs)), loss=loss_of(runs.n_params, runs.tokens) * np.exp(luck))
+    loss = loss_of(runs.n_params, runs.tokens) * np.exp(luck)
+    return runs.assign(run=range(len(runs)), loss=loss)
 
 
 def test_one_table_of_conventions_from_the_same_runs(shaped):

@@ -122,12 +122,12 @@ def test_refits_equal_scipy_on_resampled_copies():
     log_loss = np.log(design.value(some_theta(design, rng, 1))[0][0]) + rng.normal(0, 0.01, 40)
     fit = fit_point(design, log_loss, polish=64)
     picks = rng.integers(0, 40, (6, 40))
-    found = refit(fit, weights=np.stack([np.bincount(p, minlength=40) for p in picks]).astype(float),
-                  tol=1e-13)
+    counts = np.stack([np.bincount(p, minlength=40) for p in picks]).astype(float)
+    found = refit(fit, weights=counts, tol=1e-13)
     for p, x, f in zip(picks, found.x, found.f):
         copied = make_design(FORMS["chinchilla"], {k: v[p] for k, v in design.columns.items()},
                              centre=design.centre)
         fun = huber_objective(copied, log_loss[p])
-        theirs = minimize(lambda t: tuple(v[0] for v in fun(t[None], np.zeros(1, int))), x, jac=True,
-                          method="BFGS", options={"gtol": 1e-10})
+        theirs = minimize(lambda t: tuple(v[0] for v in fun(t[None], np.zeros(1, int))), x,
+                          jac=True, method="BFGS", options={"gtol": 1e-10})
         assert f <= theirs.fun * (1 + 1e-9)

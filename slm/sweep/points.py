@@ -10,8 +10,9 @@ import json
 import math
 import random
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 from slm.errors import ImpossiblePoint, UserError
 from slm.keys import fields, nearest
@@ -33,11 +34,16 @@ class Point:
     values: dict[tuple[str, ...], Any]
     label: str = ""                            # what varies: 'n_embd=128 lr=0.001'
     spec: Spec | None = None
-    plan: Plan | None = None
     identity: str = ""
     folder: Path | None = None
     dropped: str | None = None
     quantiles: dict[str, float] | None = None  # of a bayes proposal: what the search chose
+    make: Callable[[], Plan] | None = None
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Its cost. Raises ImpossiblePoint where the point is to be dropped."""
+        return self.make()
 
     def branch_folders(self) -> list[Path]:
         """The run folders of its branches (train.branches), shortest horizon first."""
@@ -67,13 +73,14 @@ class Point:
 class Sweep:
     """A checked sweep file with the base spec read. folder: where its runs lie.
 
-    overrides: further --section.key=value arguments for every point.
+    overrides: further --section.key=value arguments for every point; plans: make every point's
+    plan at once (else only where it decides whether the point is dropped).
     Raises UserError for any fault of the file, its base spec or the overrides."""
 
     def __init__(self, path: str | Path, overrides: list[str] | None = None,
-                 seed: int | None = None) -> None:
+                 seed: int | None = None, plans: bool = True) -> None:
         self.file: SweepFile = read_sweep(Path(path))
-        self.overrides = list(overrides or [])
+        self.overrides, self.plans = list(overrides or []), plans
         self.layers: dict[tuple, list[Layer]] = {}
         self.data: dict[str, tuple[int | None, int | None]] = {}
         self.world = command.processes_per_run(self.file.command)
@@ -141,8 +148,9 @@ class Sweep:
             spec.track.name = run_name(self.file.name, point.label)
             point.folder = run_folder(spec)
             point.identity = point.folder.name.rpartition("-")[2]
-            vocab, tokens = self.data_facts(spec)
-            point.plan = make_plan(spec, vocab, tokens, self.world)
+            point.make = lambda: make_plan(spec, *self.data_facts(spec), self.world)
+            if self.plans or not point.folder.exists():  # one that has begun was not dropped
+                point.plan
         except ImpossiblePoint as e:
             point.dropped = str(e).removeprefix(f"{self.file.path}: ")
         return point

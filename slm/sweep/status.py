@@ -81,6 +81,11 @@ def last_error(point: Point, state: State) -> str:
     return written[-1] if written else state.summary.get("reason") or "it wrote nothing"
 
 
+def steps(point: Point, state: State) -> int:
+    """Optimiser steps of the whole run."""
+    return state.summary.get("horizon", {}).get("steps") or point.plan.steps
+
+
 def time_left(point: Point, state: State) -> float | None:
     """Seconds a running point still needs at its own pace so far."""
     tokens, seconds = state.last.get("tokens"), state.last.get("time_sec")
@@ -110,13 +115,13 @@ def describe(sweep: Sweep, points: list[Point], everything: bool) -> list[str]:
     head += [f"{dropped} dropped"] if dropped else []
     lines = [f"{sweep.file.name}: {sum(counts.values())} points: {', '.join(head)}   "
              f"({sweep.folder})"]
-    rows = [row(sweep, p, s) for p, s in in_interest(states)]
-    shown = rows if everything else rows[:ROWS]
+    begun = in_interest(states)
+    shown = [row(sweep, p, s) for p, s in (begun if everything else begun[:ROWS])]
     if shown:
         name = sweep.file.metric.name
         lines += ["", *table(["#", "point", "state", name, "progress", ""], shown, {1, 2, 4, 5})]
-    if len(rows) > len(shown):
-        lines.append(f"... {len(rows) - len(shown)} more: --all shows them, --json writes them")
+    if len(begun) > len(shown):
+        lines.append(f"... {len(begun) - len(shown)} more: --all shows them, --json writes them")
     top = best(sweep, states)
     if top:
         lines += ["", f"best so far: {sweep.file.metric.name} {top[1]:.4f} at point "
@@ -133,7 +138,7 @@ def in_interest(states: list[tuple[Point, State]]) -> list[tuple[Point, State]]:
 
 def row(sweep: Sweep, point: Point, state: State) -> list[str]:
     value = state.last.get(sweep.file.metric.name)
-    step, steps = state.last.get("step"), point.plan.steps
+    step = state.last.get("step")
     text = ""
     if state.status == "running":
         left = time_left(point, state)
@@ -144,7 +149,7 @@ def row(sweep: Sweep, point: Point, state: State) -> list[str]:
         text = duration(state.last["time_sec"])
     return [str(point.number), cut(point.label, 40), state.status,
             f"{value:.4f}" if value is not None else "",
-            f"step {step} of {steps}" if step is not None else "", text]
+            f"step {step} of {steps(point, state)}" if step is not None else "", text]
 
 
 def as_json(sweep: Sweep, points: list[Point]) -> str:
@@ -155,7 +160,7 @@ def as_json(sweep: Sweep, points: list[Point]) -> str:
         rows.append({"point": p.number, "values": {".".join(k): v for k, v in p.values.items()},
                      "identity": p.identity, "folder": p.folder.as_posix(), "status": s.status,
                      metric: s.last.get(metric), "step": s.last.get("step"),
-                     "steps": p.plan.steps, "time_sec": s.last.get("time_sec"),
+                     "steps": steps(p, s), "time_sec": s.last.get("time_sec"),
                      "time_left_sec": time_left(p, s) if s.status == "running" else None,
                      "error": last_error(p, s) if s.status in ("failed", "crashed")
                      else None})

@@ -30,7 +30,7 @@ def notes(sweep: Sweep, points: list[Point]) -> list[str]:
     out = []
     stop = sweep.file.early_terminate
     logged = [p.plan.steps // p.plan.eval_interval + 1 if p.plan.eval_interval else 2
-              for p in points if p.plan]
+              for p in points if not p.dropped]
     if stop and logged and sweep.file.metric.name.startswith("val/"):
         from slm.sweep.bandit import bands
         first = min(bands(stop), default=None)
@@ -59,7 +59,7 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def status(options: argparse.Namespace, overrides: list[str]) -> int:
-    sweep = Sweep(options.file, overrides, options.seed)
+    sweep = Sweep(options.file, overrides, options.seed, plans=False)
     points = known_points(sweep)
     print(standing.as_json(sweep, points) if options.json else
           "\n".join(standing.describe(sweep, points, options.all)))
