@@ -138,7 +138,7 @@ def test_a_run_its_preemption_and_its_resume_are_one_whole_run(server, tmp_path,
     assert run["summary"]["loss"]["_type"] == "image-file"
     secrets = [b"zaphod", str(tmp_path).encode(), API_KEY.encode(), str(ROOT).encode()]
     assert not [(w, b) for w in secrets for b in server.bodies if w in b]
-    assert server.url in capsys.readouterr().out and "wandb" not in sys.modules
+    assert server.url in capsys.readouterr().out
 
 
 TRAINER = """
