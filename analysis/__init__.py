@@ -1,12 +1,10 @@
 """From runs to a law that can be trusted.
 
-    from analysis import load_runs, compare, fit_law
-    runs = load_runs("runs/")
-    law = fit_law(runs)
+    from analysis import load_table, fit_law
+    law = fit_law(load_table("points.csv"))
     print(law.summary())
 """
-_LAZY = {"load_runs": "analysis.runs", "compare": "analysis.compare",
-         "fit_law": "analysis.scaling", "load_table": "analysis.table",
+_LAZY = {"fit_law": "analysis.scaling", "load_table": "analysis.table",
          "best_settings": "analysis.table", "compute_optimal": "analysis.optimal",
          "by_convention": "analysis.conventions"}
 

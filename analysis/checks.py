@@ -123,7 +123,8 @@ def fit_warnings(law) -> list[str]:
                      f"is {law.condition:.1g} times looser than the best (parameters trade off)")
     for name in form.exponents if law.cross_check else ():
         low, high = law.intervals[name]
-        if not low - (high - low) < law.cross_check[name] < high + (high - low):
+        room = high - low + 1e-3 * abs(law.params[name])
+        if not low - room < law.cross_check[name] < high + room:
             lines.append(f"variable projection finds {name} = {law.cross_check[name]:.3g}, far "
                          f"from {law.params[name]:.3g} [{low:.3g}, {high:.3g}]: outliers, or a "
                          "law that these runs don't determine")

@@ -18,7 +18,7 @@ import pandas as pd
 
 from analysis import isoflop
 from analysis.fit import Fit
-from analysis.resample import Resamples, resample
+from analysis.resample import Resamples
 from analysis.scaling import Law, fit_law
 from slm.errors import UserError
 
@@ -186,14 +186,8 @@ def compute_optimal(runs: pd.DataFrame | Law, *, tolerance: float = 0.1, draws: 
     n, d, c = (law.runs[k].to_numpy(float) for k in ("n_params", "tokens", "flops"))
     cost = CostCurve.through(n, d, c)
     log_c = np.linspace(np.log(c.min()), np.log(c.max()), SPAN)
-    groups = law.resamples.noise.groups
-    if law.resamples.method == "residuals":
-        world = law.resamples
-    else:
-        world, _ = resample(law.fit, groups, draws, "own", seed)
-    copies = np.concatenate([law.fit.log_loss[None], world.log_loss[:draws]])
-    world = Resamples(world.method, world.fit, world.noise, world.theta[:draws],
-                      world.scale[:draws], world.log_loss[:draws], world.converged)
+    world = law.resamples.world(draws)
+    copies = np.concatenate([law.fit.log_loss[None], world.log_loss])
     ways, notes, warnings = {}, [], []
     logs = [np.log(v) for v in (n, c, d)]
     add_envelope(ways, notes, logs, copies)

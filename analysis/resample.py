@@ -10,16 +10,18 @@ own        as residuals, each run's noise of its own size; for estimators that c
 runs       runs drawn with replacement, percentile intervals, as Besiroglu et al. 2024. Asks
            nothing of the noise, but needs many runs: too wide below about 100.
 
-benchmarks/coverage.py measures what they hold; benchmarks/results/coverage.json is its outcome.
+What they hold is measured by benchmarks/interval_coverage.py (results/coverage.json beside it).
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy import stats
 
 from analysis.fit import Fit, refit
+from analysis.forms import Columns
 
 METHODS = ("auto", "residuals", "runs")
 
@@ -33,12 +35,11 @@ class Noise:
     def __post_init__(self) -> None:
         r = self.fit.residuals()
         self.n_runs = int(self.groups.max()) + 1
-        size = np.bincount(self.groups)
-        self.level = np.bincount(self.groups, r) / size            # a run's own luck, (g,)
+        self.level = self.run_mean(r)                              # a run's own luck, (g,)
         self.within = r - self.level[self.groups]                  # (n,), 0 for single rows
-        self.scale = float(np.abs(r).mean())
+        self.scale = float(typical_size(r))
         self.pool = self.corrected_pool(r)
-        spread = min(self.pool.std(), 1.25 * np.abs(self.pool).mean())
+        spread = min(self.pool.std(), np.median(np.abs(self.pool)) / 0.6745)
         self.width = 0.9 * spread * len(self.pool) ** -0.2         # Silverman 1986, eq. 3.31
         self.shrink = 1 / np.sqrt(1 + (self.width / max(self.pool.std(), 1e-300)) ** 2)
 
@@ -52,8 +53,7 @@ class Noise:
             keep = max(3, len(r) - p)
             return self.level[np.argsort(-np.abs(self.level), kind="stable")[:keep]]
         j = self.fit.jacobian()                                    # (n, p)
-        size = np.bincount(self.groups)
-        j_run = np.stack([np.bincount(self.groups, c) / size for c in j.T], 1)
+        j_run = np.stack([self.run_mean(c) for c in j.T], 1)
         leverage = np.einsum("gp,pq,gq->g", j_run, np.linalg.pinv(j_run.T @ j_run), j_run)
         return self.level / np.sqrt(1 - np.clip(leverage, 0, 0.9))
 
@@ -77,28 +77,48 @@ class Noise:
         return (rng.standard_normal((n_draw, self.n_runs))[:, self.groups]
                 * self.fit.residuals() / np.sqrt(max(1 - len(self.fit.theta) / self.n_runs, 0.1)))
 
-    def draw_new(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """Noise of one evaluation of runs not in the table."""
-        return self.draw_levels(rng, shape) + rng.choice(self.within, size=shape)
+    def draw_new(self, rng: np.random.Generator, columns: Columns, n_draw: int) -> np.ndarray:
+        """Noise of one evaluation of runs not in the table, with these columns (m,): (B, m). Where
+        residuals grow or shrink with a column, so does it, as far as the runs reach."""
+        m = len(next(iter(columns.values())))
+        noise = self.draw_levels(rng, (n_draw, m)) + rng.choice(self.within, size=(n_draw, m))
+        if self.unequal is None or self.unequal not in columns:
+            return noise
+        x = self.run_mean(np.log(self.fit.design.columns[self.unequal]))
+        size = np.maximum(np.abs(self.level), 0.1 * self.scale)
+        slope = stats.theilslopes(np.log(size), x).slope
+        at = np.clip(np.log(columns[self.unequal]), x.min(), x.max())
+        typical = np.sqrt(np.mean(np.exp(2 * slope * (x - x.mean()))))
+        return noise * np.exp(slope * (at - x.mean())) / typical
 
+    def run_mean(self, values: np.ndarray) -> np.ndarray:
+        """Means over the rows of each run: (n,) to (g,)."""
+        return np.bincount(self.groups, values) / np.bincount(self.groups)
+
+    @cached_property
     def unequal(self) -> str | None:
         """The column with which the size of residuals changes (Spearman, p < 0.05), if any."""
-        columns = {name: np.log(self.fit.design.columns[name]) for name in ("n_params", "tokens")
-                   if name in self.fit.design.form.needs}
-        columns["loss"] = self.fit.log_loss
-        size = np.bincount(self.groups)
-        for name, x in columns.items():
-            mean = np.bincount(self.groups, x) / size
-            if self.n_runs > 9 and np.ptp(mean) > 0 and \
-                    stats.spearmanr(np.abs(self.level), mean).pvalue < 0.05:
+        size = np.abs(self.level)
+        for name in ("n_params", "tokens", "flops"):
+            if name not in self.fit.design.form.needs or self.n_runs < 10 or self.scale < 1e-9:
+                continue
+            x = self.run_mean(np.log(self.fit.design.columns[name]))
+            if min(np.ptp(x), np.ptp(size)) > 0 and stats.spearmanr(size, x).pvalue < 0.05:
                 return name
         return None
 
 
+def typical_size(r: np.ndarray) -> np.ndarray:
+    """Mean |residual| over the last axis, none counted as more than four medians: an outlier
+    must not set the unit."""
+    size = np.abs(r)
+    return np.minimum(size, 4 * np.median(size, axis=-1, keepdims=True)).mean(-1)
+
+
 @dataclass
 class Resamples:
-    """Refits of a law to resampled runs. theta (B, p); scale (B,): mean |residual| of each refit
-    (of residual resamples); log_loss (B, n): what was fitted (None for resampled runs)."""
+    """Refits of a law to resampled runs. theta (B, p); scale (B,): typical_size of each refit's
+    residuals; log_loss (B, n): what was fitted (None where runs were drawn)."""
     method: str
     fit: Fit
     noise: Noise
@@ -109,7 +129,16 @@ class Resamples:
 
     @property
     def params(self) -> dict[str, np.ndarray]:
+        """Natural parameters of every refit, (B,) each."""
         return self.fit.design.to_params(self.theta)
+
+    def world(self, n_draw: int) -> Resamples:
+        """The first resamples as made-up losses, for estimators that need rows to fit: these, or
+        (where runs were drawn) ones made with each run's own noise."""
+        if self.log_loss is None:
+            return resample(self.fit, self.noise.groups, n_draw, "own")[0]
+        return replace(self, theta=self.theta[:n_draw], scale=self.scale[:n_draw],
+                       log_loss=self.log_loss[:n_draw])
 
     def interval(self, value, draws: np.ndarray, level: float = 0.95, truth=None):
         """Interval of a quantity from its value and its draws (B, ...): (low, high).
@@ -144,7 +173,7 @@ def resample(fit: Fit, groups: np.ndarray, n_draw: int, method: str = "auto", se
     noise = Noise(fit, groups)
     why = "as asked"
     if method == "auto":
-        column = noise.unequal()
+        column = noise.unequal
         method = "residuals" if column is None else "runs"
         why = "noise looks equal over the runs" if column is None else \
             f"the size of residuals changes with {column}"
@@ -153,7 +182,7 @@ def resample(fit: Fit, groups: np.ndarray, n_draw: int, method: str = "auto", se
         log_loss = fit.log_loss - fit.residuals() + draw(rng, n_draw)
         found = refit(fit, log_loss=log_loss)
         with np.errstate(all="ignore"):
-            scale = np.abs(log_loss - np.log(fit.design.value(found.x)[0])).mean(1)
+            scale = typical_size(log_loss - np.log(fit.design.value(found.x)[0]))
     else:
         if counts is None:
             n = noise.n_runs

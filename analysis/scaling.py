@@ -103,6 +103,17 @@ class Law:
         theta = fit_varpro(self.fit.design, self.fit.log_loss)
         return {k: float(v[0]) for k, v in self.fit.design.to_params(theta[None]).items()}
 
+    @cached_property
+    def cross_intervals(self) -> dict[str, tuple[float, float]]:
+        """Intervals of the exponents (and E) by variable projection, in the same resampled
+        world as the law's own."""
+        design, world = self.fit.design, self.resamples.world(500)
+        around = fit_varpro(design, self.fit.log_loss)
+        draws = design.to_params(fit_varpro(design, world.log_loss, around))
+        return {k: tuple(float(x) for x in world.interval(self.cross_check[k], draws[k], self.level,
+                                                          truth=self.fit.params[k]))
+                for k in self.fit.params if k in [*self.form.exponents, "E"]}
+
     def predict(self, *, n_params=None, tokens=None, flops=None, unique_tokens=None, floor=None,
                 level: float | None = None) -> Prediction:
         """The loss of new runs, floats or arrays that broadcast; only what the form needs
@@ -166,7 +177,7 @@ def predict(resamples: Resamples, columns: Columns, floor: np.ndarray | None, le
     value = np.log(design.value(fit.theta[None])[0][0])                          # (m,)
     with np.errstate(all="ignore"):
         draws = np.log(design.value(resamples.theta)[0])                         # (B, m)
-    noise = resamples.noise.draw_new(np.random.default_rng(1), draws.shape)
+    noise = resamples.noise.draw_new(np.random.default_rng(1), columns, len(draws))
     band = resamples.interval(value, draws, level)
     # a new run is the law's truth plus its own noise: the root is estimate - (truth + noise)
     new = resamples.interval(value, draws - noise, level)

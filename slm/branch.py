@@ -62,8 +62,8 @@ def seed_branches(spec: Spec) -> list[Spec]:
 
 
 def leave_agent() -> str | None:
-    """A branch is a W&B run of its own, not the one that a sweep's agent gave the trunk. Returns the
-    sweep's id, under which the branches are grouped."""
+    """A branch is a W&B run of its own, not the one that a sweep's agent gave the trunk. Returns
+    the sweep's id, under which the branches are grouped."""
     sweep = os.environ.pop("WANDB_SWEEP_ID", None)
     for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
         os.environ.pop(name, None)

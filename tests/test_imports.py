@@ -15,7 +15,8 @@ def execute(code, cwd):
 def test_every_module_imports_without_the_heavy_packages():
     names = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in ROOT.glob("slm/**/*.py")
              if p.name not in ("__main__.py", "mirror_child.py")]
-    done = execute(f"import importlib, sys\nfor n in {sorted(names)!r}: importlib.import_module(n)\n"
+    done = execute(f"import importlib, sys\n"
+                   f"for n in {sorted(names)!r}: importlib.import_module(n)\n"
                    f"print(sorted({HEAVY} & set(sys.modules)))", ROOT)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 

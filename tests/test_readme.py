@@ -1,4 +1,4 @@
-"""What the README tells people to type works. Training commands are given a horizon of two steps."""
+"""What the README tells people to type works. Training commands get a horizon of two steps."""
 import re
 import shlex
 import shutil

@@ -9,8 +9,8 @@ import time
 
 import pytest
 import torch
-from tiny import (ROOT, command, environment, equal_weights, final_weights, metrics, only_run, start,
-                  without_times, write_spec)
+from tiny import (ROOT, command, environment, equal_weights, final_weights, metrics, only_run,
+                  start, without_times, write_spec)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny import final_weights, equal_weights, metrics, only_run, write_spec
+from tiny import final_weights, equal_weights, metrics, write_spec
 
 import run
 from slm.errors import UserError
