@@ -213,12 +213,17 @@ def main() -> None:
                 count, names, [args.trials] * len(names), [args.seed] * len(names))):
             result[name] = shares
             print(f"{name}: " + ", ".join(f"{k} {v:.1%}" for k, v in shares.items()), flush=True)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({
-            "what": "share of trials in which the 95 % interval held the truth",
-            "trials": args.trials, "seed": args.seed, "seconds": round(time.time() - started),
-            "coverage": result}, indent=1) + "\n")
+            if args.out:
+                write(args, round(time.time() - started), result)
+
+
+def write(args: argparse.Namespace, seconds: int, coverage: dict) -> None:
+    """The outcome so far: a study that is interrupted keeps what it has."""
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({
+        "what": "share of trials in which the 95 % interval held the truth",
+        "trials": args.trials, "seed": args.seed, "seconds": seconds, "coverage": coverage},
+        indent=1) + "\n")
 
 
 if __name__ == "__main__":
