@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import run
 import torch
 from tiny import (ROOT, command, environment, equal_weights, final_weights, metrics, only_run,
                   start, without_times, write_spec)
@@ -109,23 +110,23 @@ def test_a_second_process_on_the_same_folder_is_refused(straight, tmp_path):
         first.wait()
 
 
-def test_broken_and_foreign_checkpoints_are_refused_in_one_line(straight, tmp_path):
+def test_broken_and_foreign_checkpoints_are_refused_in_one_line(straight, tmp_path, capsys):
     cache = str(straight.parent.parent / "data")
     spec = write_spec(tmp_path, data__cache=cache)
-    assert command(spec).returncode == 0
-    run = only_run(tmp_path)
-    os.remove(run / "summary.json")  # not finished any more
-    last = sorted((run / "checkpoints").glob("step-*.pt"))[-1]
+    assert run.main([str(spec)]) == 0
+    folder = only_run(tmp_path)
+    os.remove(folder / "summary.json")  # not finished any more
+    last = sorted((folder / "checkpoints").glob("step-*.pt"))[-1]
     whole = last.read_bytes()
     foreign = sorted((straight / "checkpoints").glob("step-*.pt"))[-1].read_bytes()
     for content, says in [(whole[:len(whole) // 2], "truncated"), (b"", "truncated"),
                           (b"hello" * 100, "truncated"), (foreign, "another spec")]:
         last.write_bytes(content)
-        done = command(spec)
-        assert done.returncode == 2 and says in done.stderr and last.name in done.stderr
-        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert run.main([str(spec)]) == 2
+        said = capsys.readouterr().err
+        assert says in said and last.name in said and len(said.splitlines()) == 1, said
     last.unlink()  # what the line advises: it goes on from the one before
-    assert command(spec).returncode == 0
+    assert run.main([str(spec)]) == 0
     assert last.read_bytes()
 
 
