@@ -145,15 +145,18 @@ def as_dict(spec: Spec) -> dict:
 
 def identity(spec: Spec) -> str:
     """What this run is: 8 hex digits over every resolved key that can change its numbers, not
-    over where it is recorded or on which device it happens to run."""
-    flat = {k: v for k, v in flatten(as_dict(spec)).items() if marks(k).get("identity", True)}
+    over where it is recorded or on which device it happens to run. Keys left out are not part of
+    it: one that a later version adds, and that a spec does not use, makes no other run of it."""
+    flat = {k: v for k, v in flatten(as_dict(spec)).items()
+            if v is not None and marks(k).get("identity", True)}
     text = json.dumps(flat, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def run_folder(spec: Spec) -> Path:
     """runs/<name>-<identity>"""
-    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in spec.track.name)
+    name = spec.track.name.replace("e+", "e")     # 1e+11: a sign turned to a dash would be another
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
     return Path(os.path.expanduser(spec.track.dir)) / f"{name}-{identity(spec)}"
 
 
