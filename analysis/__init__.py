@@ -1,20 +1,31 @@
 """From runs to a law that can be trusted.
 
-    from analysis import load_table, fit_law
-    law = fit_law(load_table("points.csv"))
-    print(law.summary())
+    from analysis import load_runs, compare, fit_law
+    runs = load_runs("runs/")                     # or "wandb:entity/project", or both
+    print(compare(runs).summary())
+    law = fit_law(runs)
+    law.predict(n_params=1e8, tokens=2e9)         # value and an interval for a new run
 """
-_LAZY = {"fit_law": "analysis.scaling", "load_table": "analysis.table",
-         "best_settings": "analysis.table", "compute_optimal": "analysis.optimal",
-         "by_convention": "analysis.conventions"}
+_LAZY = {"load_runs": "analysis.runs", "load_history": "analysis.runs",
+         "load_samples": "analysis.runs", "load_spec_of": "analysis.runs",
+         "load_table": "analysis.table", "best_settings": "analysis.table",
+         "compare": "analysis.compare", "smooth": "analysis.compare",
+         "effects": "analysis.effects", "seed_noise": "analysis.noise",
+         "fit_law": "analysis.scaling", "compute_optimal": "analysis.optimal",
+         "by_convention": "analysis.conventions",
+         "sample_table": "analysis.samples", "side_by_side": "analysis.samples",
+         "fresh_samples": "analysis.samples",
+         "predict_spec": "analysis.predict", "outcomes": "analysis.predict"}
 
 
 def __getattr__(name: str):
-    """The few names of the front door; pandas and scipy are imported when one of them is used."""
+    """The names of the front door; pandas, scipy and torch are imported when one is used."""
     if name not in _LAZY:
         raise AttributeError(f"module 'analysis' has no attribute {name!r}")
     import importlib
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value       # importing analysis.compare puts the module under that name
+    return value
 
 
 def __dir__() -> list[str]:

@@ -174,7 +174,12 @@ def predict(resamples: Resamples, columns: Columns, floor: np.ndarray | None, le
     """Value, interval for new runs and band of the curve at `columns` (m,)."""
     fit = resamples.fit
     design = make_design(fit.design.form, columns, floor, fit.design.centre)
-    value = np.log(design.value(fit.theta[None])[0][0])                          # (m,)
+    value = design.value(fit.theta[None])[0][0]                                  # (m,)
+    if not (value > 0).all():
+        raise UserError(f"the law falls to {value.min():.3g} nats there: a floor below zero "
+                        f"(E = {fit.params.get('E', 0):.3g}) can't be extrapolated that far; say a "
+                        "known floor (floor=) or fit a form without one")
+    value = np.log(value)
     with np.errstate(all="ignore"):
         draws = np.log(design.value(resamples.theta)[0])                         # (B, m)
     noise = resamples.noise.draw_new(np.random.default_rng(1), columns, len(draws))

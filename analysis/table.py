@@ -18,7 +18,7 @@ import pandas as pd
 from slm.errors import UserError
 
 REQUIRED = ("run", "n_params", "tokens", "flops", "loss")
-SAME = ("corpus", "tokenizer", "eval_mode")        # losses per token compare only within one
+SAME = ("corpus", "tokenizer", "eval_mode", "val_sha256")   # losses per token compare within one
 FINISHED = ("finished",)
 
 

@@ -382,6 +382,8 @@ class Server:
     # -- the public Api
 
     def op_Runs(self, v: dict) -> dict:
+        if not any(key[:2] == (v["entity"], v["project"]) for key in (*self.runs, *self.sweeps)):
+            return {"project": None}            # nobody has ever sent anything to such a project
         filters = json.loads(v.get("filters") or "{}") or {}
         found = [r for r in self.runs.values()
                  if (r["entity"], r["project"]) == (v["entity"], v["project"])
