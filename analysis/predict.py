@@ -245,14 +245,14 @@ def main(args: list[str]) -> int:
     options, rest = parser().parse_known_args(args)
     try:
         forecast, path = run(options, rest)
-        if forecast.outcome is not None:
-            print(verdict(forecast, path))
-        elif forecast.seen:
-            print(f"{forecast.name} has begun ({forecast.seen}): recorded as made after that")
-        print(forecast)
-        if forecast.outcome is None:
+        told = verdict(forecast, path) if forecast.outcome is not None else ""
+        if forecast.outcome is None:      # before anything is printed: a closed pipe loses nothing
             new = append(forecast.to_record(), path)
-            print(f"recorded in {path}" if new else f"the same is recorded in {path} already")
+            told = f"recorded in {path}" if new else f"the same is recorded in {path} already"
+            if forecast.seen:
+                told += f"; {forecast.name} had begun by then ({forecast.seen})"
+        print(forecast)
+        print(told)
     except UserError as e:
         print(e, file=sys.stderr)
         return 2
