@@ -100,11 +100,39 @@ def epoch_warnings(runs: pd.DataFrame, form: Form) -> list[str]:
             "repeated_data is the form for that"] if often else []
 
 
+def misfit(law) -> tuple[float, float] | None:
+    """(by how much the form misses the means of replicates, what a seed moves a run), as shares of
+    the loss, where the former is more than luck; else None, also where nothing was replicated.
+
+    The F test of lack of fit against pure error (Fisher 1922; Draper and Smith, section 2.1): runs
+    that share all that the form reads differ by luck alone, whatever the true law is."""
+    from scipy import stats
+    residuals = pd.Series(law.fit.residuals())
+    needs = [law.runs[c] for c in law.form.needs]
+    one_row = not law.runs["run"].duplicated().any()       # checkpoints are no replicates
+    groups = residuals.groupby([c.to_numpy() for c in needs])
+    cells, n, p = groups.ngroups, len(residuals), len(law.fit.theta)
+    if not one_row or n - cells < 3 or cells <= p:
+        return None
+    means, counts = groups.mean(), groups.size()
+    pure = float(((residuals - groups.transform("mean")) ** 2).sum() / (n - cells))
+    lack = float((counts * means ** 2).sum() / (cells - p))
+    if pure <= 0 or stats.f.sf(lack / pure, cells - p, n - cells) > 1e-3:
+        return None
+    return float(np.sqrt((means ** 2).sum() / (cells - p))), float(np.sqrt(pure))
+
+
 def fit_warnings(law) -> list[str]:
-    """What the fit shows: bounds hit, parameters that the runs don't determine.
+    """What the fit shows: bounds hit, parameters that the runs don't determine, a form that misses.
 
     law: analysis.scaling.Law, with params, intervals, fit and resamples."""
     lines, form = [], law.form
+    missed = misfit(law)
+    if missed:
+        lines.append(f"the form misses these runs by {missed[0]:.1%} of their loss, seeds move them "
+                     f"by {missed[1]:.1%}: over this range they follow another law, and intervals "
+                     "hold only for what the form says; leave out the smallest budgets, or compare "
+                     "forms")
     if "E" in law.fit.design.names and law.params["E"] <= 0:
         lines.append(f"the floor came out at {law.params['E']:.3g}, not above zero: these runs "
                      "don't show one; say a known floor (floor=) or fit a form without floor")

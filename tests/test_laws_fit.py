@@ -304,3 +304,20 @@ def test_load_table_says_what_is_wrong(tmp_path):
                           (lambda: load_table(pd.DataFrame({"N": [1], "loss": [2]})), "tokens=")):
         with pytest.raises(UserError, match=message):
             call()
+
+
+def test_a_form_that_misses_more_than_seeds_do_is_warned_of():
+    """Replicates tell luck from lack of fit: the true form passes, a wrong one does not."""
+    rng = np.random.default_rng(3)
+    n, d = (x.ravel() for x in np.meshgrid(np.geomspace(1e5, 1e7, 5), np.geomspace(1e7, 1e9, 4)))
+    n, d = np.tile(n, 3), np.tile(d, 3)
+    true = 1.8 + 400 / n ** 0.35 + 2000 / d ** 0.37
+    told = {}
+    for name, loss in (("true", true), ("bent", true * (1 + 0.1 * (d < 2e7)))):
+        runs = pd.DataFrame({"run": np.arange(len(n)), "n_params": n, "tokens": d,
+                             "flops": 6 * n * d,
+                             "loss": loss * np.exp(0.003 * rng.standard_normal(len(n)))})
+        told[name] = [w for w in fit_law(runs, bootstrap=50).warnings if "misses these runs" in w]
+    assert not told["true"] and len(told["bent"]) == 1
+    seeds = float(told["bent"][0].split("seeds move them by ")[1].split("%")[0])
+    assert 0.2 <= seeds <= 0.4                # per cent: 0.3 it is, found beside the misfit
