@@ -129,10 +129,10 @@ def fit_warnings(law) -> list[str]:
     lines, form = [], law.form
     missed = misfit(law)
     if missed:
-        lines.append(f"the form misses these runs by {missed[0]:.1%} of their loss, seeds move them "
-                     f"by {missed[1]:.1%}: over this range they follow another law, and intervals "
-                     "hold only for what the form says; leave out the smallest budgets, or compare "
-                     "forms")
+        lines.append(f"the form misses these runs by {missed[0]:.1%} of their loss, seeds move "
+                     f"them by {missed[1]:.1%}: over this range they follow another law, and "
+                     "intervals hold only for what the form says; leave out the smallest budgets, "
+                     "or compare forms")
     if "E" in law.fit.design.names and law.params["E"] <= 0:
         lines.append(f"the floor came out at {law.params['E']:.3g}, not above zero: these runs "
                      "don't show one; say a known floor (floor=) or fit a form without floor")

@@ -15,6 +15,7 @@ from analysis.runs import load_history, load_runs
 from analysis.scaling import Law, fit_law
 
 HERE = Path(__file__).resolve().parent
+PREDICTIONS = HERE / "runs" / "predictions.jsonl"
 HELD_OUT = "study-heldout"              # how the held-out run's name begins
 DPI = 110
 WIDE = 4e11                             # budgets above it: the runs that are past their first fall
@@ -44,7 +45,7 @@ def load() -> Study:
     held_out = runs[is_held_out].reset_index(drop=True)
     late_runs = ladder[ladder["flops"] > WIDE].reset_index(drop=True)
     late = fit_law(late_runs)
-    forecast = outcomes(read_predictions(HERE / "predictions.jsonl"), runs)
+    forecast = outcomes(read_predictions(PREDICTIONS), runs)
     return Study(ladder, held_out, fit_law(ladder), fit_law(ladder, floor="floor"), late,
                  fit_law(late_runs, floor="floor"), compute_optimal(late), forecast)
 

@@ -12,6 +12,7 @@ from slm.screen import say
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HERE = Path(__file__).resolve().parent
+PREDICTIONS = HERE / "runs" / "predictions.jsonl"
 SWEEPS = ("sweeps/study-small.yaml", "sweeps/study-large.yaml")
 HELD_OUT = "experiments/study-heldout.yaml"
 # The first counts: without the smallest budget, as the warning of the fit to all runs advises. The
@@ -26,11 +27,11 @@ def train() -> None:
     held-out run, and put the records beside this file. Raises UserError where a step fails."""
     for sweep in SWEEPS:
         command("-m", "slm.sweep", "run", sweep)
-    if not (HERE / "predictions.jsonl").exists():       # a prediction is made once, and in advance
+    if not PREDICTIONS.exists():       # a prediction is made once, and in advance
         gather()
         for recipe in FORECASTS:
             command("-m", "analysis.predict", str(HERE / "runs"), "--spec", HELD_OUT,
-                    "--out", str(HERE / "predictions.jsonl"), *recipe)
+                    "--out", str(PREDICTIONS), *recipe)
     command("run.py", HELD_OUT, f"--track.dir={FOLDER}-heldout")
     gather()
 
