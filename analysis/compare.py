@@ -18,6 +18,7 @@ from slm.errors import UserError
 __all__ = ["Comparison", "compare", "effects", "seed_noise", "smooth", "smooth_curves"]
 ROWS = 256                # of the kernel matrix at a time
 SHOWN = 8                 # settings named in a summary
+WIDE = 1.5                # losses further apart than this: noise is taken as a share of the loss
 WORDS = {"loss": "validation loss", "bits_per_byte": "validation bits per byte"}
 
 
@@ -138,9 +139,11 @@ def compare(runs: pd.DataFrame, *, within: tuple[str, ...] = (), column: str | N
 
     "same within noise": the mean lies above the best's by no more than k settings of equal quality
     would differ by luck (Tukey 1953, Kramer 1956: studentized range, standard error of the pooled
-    seed noise). The best was picked for being low, so a plain t-test would find the others worse
-    too often. Raises UserError: fewer than two runs, no losses, mixed corpora or evaluation modes
-    unless allow_mixed."""
+    seed noise; of its share of the loss where losses differ more than 1.5-fold). The best was
+    picked for being low, so a plain t-test would find the others worse too often.
+
+    Raises UserError: fewer than two runs, no losses, mixed corpora or evaluation modes unless
+    allow_mixed."""
     notes = []
     if column is None:
         column, notes = choose_column(runs)
@@ -192,7 +195,8 @@ def settings_table(kept: pd.DataFrame, column: str, within: tuple[str, ...], noi
         rows.append({"setting": words or "one setting", **{c: first[c] for c in shown},
                      "mean": values.mean(), "n_seeds": len(part),
                      "sd": values.std(ddof=1) if len(part) > 1 else np.nan,
-                     "se": noise.sd / np.sqrt(len(part)), "runs": ", ".join(map(str, part["run"]))})
+                     "se": luck(values.mean(), noise, kept[column]) / np.sqrt(len(part)),
+                     "runs": ", ".join(map(str, part["run"]))})
     table = pd.DataFrame(rows)
     group = cells(table, list(within))
     parts = [judged(table[group == g].sort_values("mean", kind="stable"), noise, level)
@@ -202,14 +206,21 @@ def settings_table(kept: pd.DataFrame, column: str, within: tuple[str, ...], noi
     return table[[c for c in table if c != "runs"] + ["runs"]]
 
 
+def luck(mean, noise: Noise, values: pd.Series):
+    """Standard deviation between seeds of a setting with this mean: one for all, or a share of the
+    mean where losses differ so much that one for all would drown the best settings."""
+    wide = values.max() > WIDE * values.min() > 0
+    return noise.log_sd * mean if wide else noise.sd + 0 * mean
+
+
 def judged(part: pd.DataFrame, noise: Noise, level: float) -> pd.DataFrame:
     """Settings sorted by mean, with their difference to the first and a verdict in words."""
-    part, k, n = part.copy(), len(part), part["n_seeds"].to_numpy()
+    part, k, var = part.copy(), len(part), part["se"].to_numpy() ** 2
     gap = part["mean"].to_numpy() - part["mean"].iloc[0]
     width = np.full(k, np.nan)
     if noise.known and k > 1:
         q = studentized_range(level, k, noise.dof)
-        width = q / np.sqrt(2) * noise.sd * np.sqrt(1 / n + 1 / n[0])
+        width = q / np.sqrt(2) * np.sqrt(var + var[0])
         width[0] = 0.0
     part["difference"], part["low"], part["high"] = gap, gap - width, gap + width
     words = [f"worse by {g:.4f}" if w < g else "same within noise" if w >= g else

@@ -27,7 +27,8 @@ def prepared(runs: pd.DataFrame, column: str = "loss",
     Raises UserError as table.usable does, and where one tokenizer has several validation sets."""
     if not isinstance(runs, pd.DataFrame):
         usable(runs, ())                                       # says what is wrong with it
-    free = {"tokenizer": "_tokenizer"} if column == "bits_per_byte" else {}
+    hide = ("tokenizer", "val_sha256") if column == "bits_per_byte" else ("val_sha256",)
+    free = {name: "_" + name for name in hide}
     kept, notes = usable(runs.rename(columns=free), (column,), allow_mixed)
     kept = kept.rename(columns={v: k for k, v in free.items()})
     if kept["run"].duplicated().any():
