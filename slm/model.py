@@ -6,9 +6,8 @@ Letters of every shape comment and einops pattern:
 
 The `gpt2` shape is nanoGPT's, parameter for parameter: LayerNorm, exact (erf) GELU, learned
 positions, tied head, projections into the residual stream initialised with std / sqrt(2 n_layer).
-OpenAI's weights were trained with the tanh approximation of GELU: transformers' GPT2LMHeadModel is
-equal to this model with `activation_function="gelu"`. Parameter names are GPT-2's, so that a
-checkpoint of transformers maps by name, with its Conv1D weights transposed.
+OpenAI's weights were trained with the tanh approximation of GELU, `activation: gelu_tanh`.
+Parameter names are GPT-2's: slm/hf.py maps them to transformers' and back.
 
 How initial weights and multipliers follow width and depth is in slm/parametrization.py.
 """
@@ -129,8 +128,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """With GELU, ReLU^2 (So et al. 2021, arXiv 2109.08668) or SwiGLU (Shazeer 2020,
-    arXiv 2002.05202)."""
+    """With GELU (exact or its tanh approximation), ReLU^2 (So et al. 2021, arXiv 2109.08668) or
+    SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -147,7 +146,8 @@ class MLP(nn.Module):
             gate, x = x.chunk(2, dim=-1)
             x = F.silu(gate) * x                             # (b, t, f)
         else:
-            x = F.gelu(x) if self.activation == "gelu" else F.relu(x).square()
+            x = F.relu(x).square() if self.activation == "relu2" else \
+                F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
         return self.dropout(self.c_proj(x))
 
 

@@ -3,10 +3,11 @@ time. No torch in here: a sweep plans a thousand points in seconds."""
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from slm.cost import count_params, flops_per_token, memory_bytes
 from slm.errors import ImpossiblePoint, UserError
+from slm.parametrization import depth_ratio, describe_groups, width_ratio
 from slm.resolve import gpt_config, sequences_per_pass
 from slm.schema import Spec
 from slm.shape import GPTConfig
@@ -51,6 +52,9 @@ def make_plan(spec: Spec, n_vocab: int, epoch_tokens: int | None = None, world: 
     data, if known (a horizon in epochs needs it). Raises ImpossiblePoint where the data are
     shorter than a block or the warm-up is longer than the run."""
     config = gpt_config(spec, n_vocab)
+    if spec.model.init_from:
+        from slm.init_from import check
+        check(spec.model.init_from, config)
     params, flops = count_params(config), flops_per_token(config)
     if epoch_tokens is not None and epoch_tokens <= config.block_size:
         raise ImpossiblePoint(f"model.block_size = {config.block_size}: longer than the training "
@@ -125,7 +129,37 @@ def describe(spec: Spec, plan: Plan) -> str:
                    f"{memory['optimizer'] / 1e6:,.0f}, a pass of {plan.micro_batch} sequences "
                    f"{(memory['activations'] + memory['logits']) / 1e6:,.0f})"),
     ]
-    return "\n".join(f"{name:<11} {text}" for name, text in rows)
+    if spec.model.init_from:
+        rows.append(("weights", f"{spec.model.init_from} ({spec.model.init_fingerprint})"))
+    return "\n".join([f"{name:<11} {text}" for name, text in rows] + group_table(c, spec.optim))
+
+
+def group_table(config: GPTConfig, optim) -> list[str]:
+    """What the parametrization makes of each tensor group, a line each. optim: the spec's section.
+
+    Where a value is not the one that sp would give it, the factor is shown beside it."""
+    if config.parametrization == "sp":
+        return [f"{'groups':<11} sp: every tensor group has the spec's lr and eps, and if it is a "
+                "matrix the spec's weight decay"]
+    plain_config = replace(config, parametrization="sp")
+    sp = {row["group"]: row for row in describe_groups(plain_config, optim)}
+    cells = [("group", "tensors", "params", "optimizer", "lr", "weight decay", "eps", "init std",
+              "forward")]
+    for row in describe_groups(config, optim):
+        def value(key: str) -> str:
+            now, plain = row[key], sp[row["group"]][key]
+            if now is None or key == "init_std" and not now:
+                return "-"
+            return f"{now:.3g}" + (f" (x{now / plain:.3g})" if plain and now != plain else "")
+        cells.append((row["group"], f"{row['tensors']}", f"{row['params']:,}", row["optimizer"],
+                      *map(value, ("lr", "weight_decay", "eps", "init_std")), row["multiplier"]))
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    head = f"{config.parametrization}: width {width_ratio(config):g} x base_width" \
+        + (f", depth {depth_ratio(config):g} x base_depth"
+           if config.parametrization == "completep" else "") + "; (x...): against sp"
+    return [f"{'groups':<11} {head}"] + [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+        for row in cells]
 
 
 def as_facts(plan: Plan) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Callable
 
+from slm.errors import UserError
 from slm.shape import PRESETS, GPTConfig, default_d_ff, padded_vocab, round_up
 
 HORIZONS = ("train.steps", "train.tokens", "train.epochs", "train.flops", "train.tokens_per_param")
@@ -15,6 +16,7 @@ def resolve(values: dict[str, Any], faults, where: Callable[..., str]) -> None:
 
     where(*keys): the file or command line that set the latest of these keys."""
     resolve_model(values, faults, where)
+    resolve_init(values, faults, where)
     resolve_training(values, faults, where)
     resolve_data(values, faults, where)
 
@@ -50,6 +52,27 @@ def resolve_model(v: dict[str, Any], faults, where) -> None:
             "must be even for model.position = rope")
     if v["model.d_ff"] is None:
         v["model.d_ff"] = default_d_ff(d, v["model.activation"])
+
+
+def resolve_init(v: dict[str, Any], faults, where) -> None:
+    """The fingerprint of the starting weights stands for them in what the run is."""
+    source, given = v["model.init_from"], v["model.init_fingerprint"]
+    if source is None:
+        if given is not None:
+            faults.add(where("model.init_fingerprint"), "model.init_fingerprint", given,
+                       "does nothing without model.init_from")
+        return
+    from slm.init_from import fingerprint
+    try:
+        found = fingerprint(source)
+    except UserError as e:
+        if given is None:  # else the run may be past its start, and need them no more
+            faults.add(where("model.init_from"), "model.init_from", source, str(e))
+        return
+    if given not in (None, found):
+        faults.add(where("model.init_fingerprint"), "model.init_fingerprint", given,
+                   f"the weights of {source} are {found}")
+    v["model.init_fingerprint"] = found
 
 
 def resolve_training(v: dict[str, Any], faults, where) -> None:

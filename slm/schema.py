@@ -44,8 +44,8 @@ class Model(Section):
     bias: Optional[bool] = key(None, "biases in Linear and LayerNorm; left out: as the preset")
     norm: Optional[Literal["layernorm", "rmsnorm"]] = key(None, "left out: as the preset")
     position: Optional[Literal["learned", "rope"]] = key(None, "left out: as the preset")
-    activation: Optional[Literal["gelu", "relu2", "swiglu"]] = key(
-        None, "of the MLP; left out: as the preset")
+    activation: Optional[Literal["gelu", "gelu_tanh", "relu2", "swiglu"]] = key(
+        None, "of the MLP (gelu_tanh: as OpenAI's GPT-2); left out: as the preset")
     qk_norm: Optional[bool] = key(None, "RMS-normalise queries and keys; left out: as the preset")
     tied: Optional[bool] = key(None, "output head shares the embedding; left out: as the preset")
     zero_init: Optional[bool] = key(
@@ -62,6 +62,12 @@ class Model(Section):
         " grows; left out: the model's own", only_if=MUP)
     input_mult: float = key(1.0, "muP multiplier of the embedding", gt=0, only_if=MUP)
     output_mult: float = key(1.0, "muP multiplier of the logits", gt=0, only_if=MUP)
+    init_from: Optional[str] = key(
+        None, "start from weights: hf:<folder or name of the Hub> with GPT-2's, or another run's"
+        " folder; left out: random", identity=False)
+    init_fingerprint: Optional[str] = key(
+        None, "of init_from's weights, and they are refused where they differ; left out: a hash of"
+        " their files (for a name of the Hub the name)")
 
 
 FABLES = {"data.corpus": ["fables"]}

@@ -44,7 +44,7 @@ class GPTConfig:
     bias: bool = True                # biases in Linear and LayerNorm, as in GPT-2
     norm: str = "layernorm"          # layernorm | rmsnorm (without gains)
     position: str = "learned"        # learned | rope
-    activation: str = "gelu"         # gelu | relu2 | swiglu
+    activation: str = "gelu"         # gelu | gelu_tanh | relu2 | swiglu
     qk_norm: bool = False            # RMS-normalise queries and keys per head
     tied: bool = True                # output head shares the token embedding
     zero_init: bool = False          # residual projections (and an untied head) start at zero

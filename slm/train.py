@@ -18,6 +18,7 @@ from slm.device import Machine, peak_flops
 from slm.errors import UserError
 from slm.evaluate import evaluate
 from slm.generate import Writer
+from slm.init_from import start_from
 from slm.loader import Loader, validation
 from slm.loss import choose_loss
 from slm.model import GPT
@@ -215,6 +216,10 @@ class Trainer:
     def loop(self, signals: Signals, bar: Progress) -> Outcome:
         plan, spec = self.plan, self.spec
         if self.step == 0:
+            if spec.model.init_from:
+                start_from(spec.model.init_from, spec.model.init_fingerprint, self.model,
+                           self.writer.tokenizer)
+                say(f"weights {spec.model.init_from}")
             self.evaluate()
             bar.update(0, self.latest)
         started, busy = time.monotonic(), 0.0

@@ -10,7 +10,11 @@ import torch
 from tiny import TINY, final_weights, metrics, without_times
 
 import run
+from slm.export import write_model
+from slm.hf import hf_config
 from slm.keys import fields
+from slm.model import GPT
+from slm.shape import GPTConfig
 
 MUP = {"model.parametrization": "mup", "model.base_width": 8}
 MUON = {"optim.name": "muon"}
@@ -32,6 +36,8 @@ TURN = {
     "model.base_depth": ({"model.parametrization": "completep", "model.n_layer": 2}, 1),
     "model.base_head_size": (MUP, 2),
     "model.input_mult": (MUP, 2.0), "model.output_mult": (MUP, 2.0),
+    "model.init_from": "hf:weights",
+    "model.init_fingerprint": ({"model.init_from": "hf:weights"}, "of other weights"),
     "data.corpus": ({}, "tinystories"), "data.path": (FILES, "other.txt"),
     "data.column": (FILES, "title"), "data.val_fraction": (FILES, 0.5),
     "data.tokenizer": "bpe:320", "data.seed": 1, "data.cache": "elsewhere",
@@ -71,6 +77,10 @@ def runs(tmp_path_factory):
                 "title": f"The tale of {i} and {i + 1}. " * 8} for i in range(60)]
     (home / "stories.jsonl").write_text("".join(json.dumps(s) + "\n" for s in stories))
     (home / "other.txt").write_text("<|endoftext|>".join(s["text"].upper() for s in stories))
+    (home / "weights").mkdir()
+    config = GPTConfig(**{k.removeprefix("model."): v for k, v in TINY.items()
+                          if k.startswith("model.")}, vocab_size=512, init_std=0.1)
+    write_model(home / "weights", config, GPT(config).state_dict(), hf_config(config))
     return home, {}
 
 
