@@ -9,10 +9,10 @@
 _LAZY = {"load_runs": "analysis.runs", "load_history": "analysis.runs",
          "load_samples": "analysis.runs", "load_spec_of": "analysis.runs",
          "load_table": "analysis.table", "best_settings": "analysis.table",
-         "compare": "analysis.compare", "smooth": "analysis.compare",
-         "effects": "analysis.effects", "seed_noise": "analysis.noise",
-         "fit_law": "analysis.scaling", "compute_optimal": "analysis.optimal",
-         "by_convention": "analysis.conventions",
+         "compare": "analysis.comparison", "smooth": "analysis.comparison",
+         "effects": "analysis.comparison.effects", "seed_noise": "analysis.comparison.noise",
+         "fit_law": "analysis.scaling", "compute_optimal": "analysis.scaling.optimal",
+         "by_convention": "analysis.scaling.conventions",
          "sample_table": "analysis.samples", "side_by_side": "analysis.samples",
          "fresh_samples": "analysis.samples",
          "predict_spec": "analysis.predict", "outcomes": "analysis.predict"}
@@ -24,7 +24,7 @@ def __getattr__(name: str):
         raise AttributeError(f"module 'analysis' has no attribute {name!r}")
     import importlib
     value = getattr(importlib.import_module(_LAZY[name]), name)
-    globals()[name] = value       # importing analysis.compare puts the module under that name
+    globals()[name] = value       # importing analysis.comparison puts the module under that name
     return value
 
 

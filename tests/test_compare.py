@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.compare import compare, effects, seed_noise, smooth, smooth_curves
+from analysis.comparison import compare, effects, seed_noise, smooth, smooth_curves
 from slm.errors import UserError
 
 

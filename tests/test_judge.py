@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pandas as pd
 import pytest
 
-from analysis import chat
-from analysis.chat import retry_after
+from analysis.judge import chat
+from analysis.judge.chat import retry_after
 from analysis.judge import GRADES, by_run, judge, main, messages, read_reply
 from slm.errors import UserError
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from analysis import compute_optimal, fit_law, load_table
-from analysis.fit import fit_point, refit
+from analysis.scaling.fit import fit_point, refit
 
 PUBLISHED_SD = {"A": 124.52, "B": 1293.28, "E": 0.02566, "alpha": 0.01540, "beta": 0.02060}
 PUBLISHED_95 = {"A": (285.21, 743.63), "B": (1042.36, 5810.34), "E": (1.769, 1.871),

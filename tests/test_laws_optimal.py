@@ -5,8 +5,8 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from analysis import by_convention, compute_optimal, fit_law
-from analysis.isoflop import budgets, envelope, interpolated_minima, parabola_minima
-from analysis.optimal import CostCurve, parametric_optimum
+from analysis.scaling.isoflop import budgets, envelope, interpolated_minima, parabola_minima
+from analysis.scaling.optimal import CostCurve, parametric_optimum
 from slm import cost
 from slm.errors import UserError
 from slm.shape import GPTConfig

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize, rosen, rosen_der
 
-from analysis.fit import fit_point, huber_objective, refit
-from analysis.forms import FORMS, make_design
-from analysis.optimise import bfgs, bfgs_in_blocks
-from analysis.varpro import fit_varpro, projected_objective
+from analysis.scaling.fit import fit_point, huber_objective, refit
+from analysis.scaling.forms import FORMS, make_design
+from analysis.scaling.optimise import bfgs, bfgs_in_blocks
+from analysis.scaling.varpro import fit_varpro, projected_objective
 
 
 def columns(n=24, seed=0):

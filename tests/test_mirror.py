@@ -95,8 +95,8 @@ def wait_until_ready(mirror):
 
 def core_of(mirror):
     """The process id of the wandb-core that the mirror's child started."""
-    found = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
-    for line in found.splitlines()[1:]:
+    found = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True)
+    for line in found.stdout.splitlines()[1:]:
         pid, parent, args = line.split(None, 2)
         if int(parent) == mirror.child.pid and "wandb-core" in args:
             return int(pid)

@@ -12,9 +12,9 @@ from slm.errors import UserError
 
 matplotlib = pytest.importorskip("matplotlib")
 from analysis import plots  # noqa: E402
-from analysis.noise import seed_noise  # noqa: E402
-from analysis.plots_base import ORDERED, Decades, clustered, plain  # noqa: E402
-from analysis.plots_runs import law_value  # noqa: E402
+from analysis.comparison.noise import seed_noise  # noqa: E402
+from analysis.plots.base import ORDERED, Decades, clustered, plain  # noqa: E402
+from analysis.plots.runs import law_value  # noqa: E402
 
 E, A, B, ALPHA, BETA = 1.8, 480.0, 2100.0, 0.35, 0.37
 
@@ -238,7 +238,7 @@ def test_heat_maps_show_the_means_of_seeds():
 
 
 def test_curves_are_smoothed_and_lost_runs_end_in_a_cross(runs):
-    from analysis.compare import smooth
+    from analysis.comparison import smooth
     tokens = np.arange(1, 101) * 1000.0
     rng = np.random.default_rng(0)
     history = pd.concat([pd.DataFrame({"run": name, "tokens": tokens, "val/loss": np.nan,

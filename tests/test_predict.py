@@ -10,7 +10,7 @@ from run_folders import spec_of, write_run
 
 from analysis import scaling
 from analysis.predict import main, predict_spec
-from analysis.predictions import append, outcomes, read_predictions
+from analysis.predict.record import append, outcomes, read_predictions
 from analysis.runs import load_runs
 from slm.cost import count_params, flops_per_token
 from slm.errors import UserError

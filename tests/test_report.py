@@ -15,7 +15,7 @@ from run_folders import write_run
 from wandb_server import API_KEY, wandb_server  # noqa: F401  (a fixture)
 
 pytest.importorskip("matplotlib")
-from analysis.page import esc  # noqa: E402
+from analysis.report.page import esc  # noqa: E402
 from analysis.report import Study, build_report, log_to_wandb, main  # noqa: E402
 from analysis.runs import load_runs  # noqa: E402
 from analysis.where import select  # noqa: E402

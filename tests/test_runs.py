@@ -12,9 +12,9 @@ from pandas.testing import assert_frame_equal
 from run_folders import edit_summary, spec_of, write_run
 from wandb_server import API_KEY, Run, wandb_server  # noqa: F401  (a fixture)
 
-from analysis import runs_wandb
+from analysis.runs import hosted
 from analysis.runs import load_history, load_runs, load_samples, load_spec_of
-from analysis.runs_table import COLUMNS, WORDS
+from analysis.runs.columns import COLUMNS, WORDS
 from slm.errors import UserError
 from slm.files import Lock
 from slm.mirror import send
@@ -168,7 +168,7 @@ def test_folders_and_their_mirror_give_the_same_tables(tmp_path, server):
     assert len(load_samples(remote)) == 2 and len(load_history(local)) == 5 + 3 + 3
     first = remote[remote["run"] == folders[0].name].iloc[0]
     spec = load_spec_of(local[local["run"] == folders[0].name].iloc[0])
-    runs_wandb.SPECS.clear()                                # as in another process
+    hosted.SPECS.clear()                                # as in another process
     assert load_spec_of(first) == spec == as_dict(spec_of(top, track__group="g"))
     # all of this was kept: nothing is asked a second time
     server.asked.clear()
@@ -223,8 +223,8 @@ def test_300_runs_take_a_handful_of_requests_and_are_kept(tmp_path, server):
 
 def test_reading_that_breaks_off_goes_on_where_it_stopped(server, monkeypatch):
     copies(server, 5)
-    monkeypatch.setattr(runs_wandb, "READERS", 1)
-    monkeypatch.setattr(runs_wandb, "RETRIES", 1)
+    monkeypatch.setattr(hosted, "READERS", 1)
+    monkeypatch.setattr(hosted, "RETRIES", 1)
     runs = load_runs("wandb:tester/many")
 
     def outage(request):

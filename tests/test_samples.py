@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import slm
-from analysis.copies import TrainingIndex, documents_of, words_of
+from analysis.samples.copies import TrainingIndex, documents_of, words_of
 from analysis.samples import (fable_verdicts, fresh_samples, longest_repeat, measures, ngrams,
                               reference_measures, sample_table, sentences, side_by_side)
 from slm import checkpoint

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.checks import misfit
-from analysis.noise import seed_noise
-from analysis.optimal import Frontier, compute_optimal
+from analysis.scaling.checks import misfit
+from analysis.comparison.noise import seed_noise
+from analysis.scaling.optimal import Frontier, compute_optimal
 from analysis.predict import outcomes, read_predictions
 from analysis.runs import load_history, load_runs
 from analysis.scaling import Law, fit_law

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.plots_base import BLACK, FEW, GREY, LABELS, PALE, RED, Scale, canvas, caption, \
+from analysis.plots.base import BLACK, FEW, GREY, LABELS, PALE, RED, Scale, canvas, caption, \
     chosen, clustered, convention, count, dots, log_axis, loss_axis, objective, \
     padded, styled
 from analysis.table import usable
@@ -74,7 +74,7 @@ def loss_curves(history: pd.DataFrame, runs: pd.DataFrame, x: str = "tokens",
 
 def one_curve(ax: Axes, part: pd.DataFrame, x: str, colour, raw: bool) -> None:
     """One run: its smoothed training loss as a line, validation as points."""
-    from analysis.compare import smooth
+    from analysis.comparison import smooth
     for column in ("train/loss", "val/loss"):
         if column not in part:
             continue
@@ -184,7 +184,7 @@ def draw_law(ax: Axes, law, runs: pd.DataFrame, x: str, by: str | None,
         return handle
     if x == "time_sec" or by is None or not {"n_params", "tokens"} <= set(law.form.needs):
         return []
-    from analysis.optimal import CostCurve
+    from analysis.scaling.optimal import CostCurve
     sizes, tokens = (runs[c].to_numpy(float) for c in ("n_params", "tokens"))
     cost = CostCurve.through(sizes, tokens, runs["flops"].to_numpy(float) if "flops" in runs
                              else 6 * sizes * tokens)
@@ -204,7 +204,7 @@ def draw_law(ax: Axes, law, runs: pd.DataFrame, x: str, by: str | None,
 def law_value(law, n: np.ndarray, d: np.ndarray, c: np.ndarray) -> np.ndarray:
     """Loss of the law at sizes, tokens and compute (m,) without repeated data; with floors that
     differ between runs, above their mean."""
-    from analysis.forms import make_design
+    from analysis.scaling.forms import make_design
     columns = {"n_params": n, "tokens": d, "flops": c, "unique_tokens": np.full(len(n), 1e30)}
     floor = None if law.floor is None else np.full(len(n), law.floor.mean())
     design = make_design(law.form, {k: columns[k] for k in law.form.needs}, floor,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Iterable
 import numpy as np
 import pandas as pd
 
-from analysis.copies import TrainingIndex, documents_of, words_of
+from analysis.samples.copies import TrainingIndex, documents_of, words_of
 from slm.errors import UserError
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.forms import AXIS, FORMS, Form
+from analysis.scaling.forms import AXIS, FORMS, Form
 from slm.errors import UserError
 
 SPARE_RUNS = 2        # runs beyond the number of parameters, or nothing says how large noise is

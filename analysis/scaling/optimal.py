@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis import isoflop
-from analysis.fit import Fit
-from analysis.resample import Resamples
+from analysis.scaling import isoflop
+from analysis.scaling.fit import Fit
+from analysis.scaling.resample import Resamples
 from analysis.scaling import Law, fit_law
 from slm.errors import UserError
 

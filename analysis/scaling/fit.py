@@ -11,9 +11,9 @@ from itertools import product
 
 import numpy as np
 
-from analysis.forms import Design
-from analysis.optimise import BatchedFunction, Minima, bfgs, bfgs_in_blocks, inverse_hessian
-from analysis.varpro import exponent_grid, project
+from analysis.scaling.forms import Design
+from analysis.scaling.optimise import BatchedFunction, Minima, bfgs, bfgs_in_blocks, inverse_hessian
+from analysis.scaling.varpro import exponent_grid, project
 
 DELTA = 1e-3
 POLISHED = 256       # starts that are followed to the bottom, of those with the lowest objective

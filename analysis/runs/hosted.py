@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 
-from analysis.runs_table import UNREADABLE, Found, identity_in
+from analysis.runs.columns import UNREADABLE, Found, identity_in
 from slm.errors import UserError
 from slm.files import private, write_whole
 from slm.record import RESULTS, STATUSES

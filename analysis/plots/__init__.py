@@ -7,12 +7,12 @@ line under it, show themselves in a notebook and leave no state behind.
 Rules: a point is a run (seeds apart, never only a mean); log axes say 10M and 1e15; optima on the
 edge of what was tried are hollow; colours can be told apart by colour-blind readers and in print.
 """
-from analysis.plots_base import Picture, caption, style, to_png, to_svg, without_caption
-from analysis.plots_fit import bootstrap_pairs, conventions, residuals
-from analysis.plots_heldout import extrapolation
-from analysis.plots_laws import contours, isoflop, optimum
-from analysis.plots_runs import loss_curves, loss_vs
-from analysis.plots_sweeps import heat_maps, lr_curves, samples_table
+from analysis.plots.base import Picture, caption, style, to_png, to_svg, without_caption
+from analysis.plots.fit import bootstrap_pairs, conventions, residuals
+from analysis.plots.heldout import extrapolation
+from analysis.plots.laws import contours, isoflop, optimum
+from analysis.plots.runs import loss_curves, loss_vs
+from analysis.plots.sweeps import heat_maps, lr_curves, samples_table
 
 __all__ = ["Picture", "bootstrap_pairs", "caption", "contours", "conventions", "extrapolation",
            "heat_maps", "isoflop", "loss_curves", "loss_vs", "lr_curves", "optimum", "residuals",

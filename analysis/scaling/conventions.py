@@ -11,7 +11,7 @@ from dataclasses import fields
 import numpy as np
 import pandas as pd
 
-from analysis.optimal import SPAN, CostCurve, parametric_optimum
+from analysis.scaling.optimal import SPAN, CostCurve, parametric_optimum
 from analysis.scaling import fit_law
 from analysis.table import usable
 from slm import cost

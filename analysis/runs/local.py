@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from analysis.runs_table import UNREADABLE, Found, identity_in
+from analysis.runs.columns import UNREADABLE, Found, identity_in
 from slm.errors import UserError
 from slm.files import is_locked, private, read_rows
 from slm.record import RESULTS, STATUSES, newest

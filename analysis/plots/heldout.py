@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.plots_base import BLACK, BLUE, GREEN, PALE, RED, canvas, caption, dots, flops_text, \
+from analysis.plots.base import BLACK, BLUE, GREEN, PALE, RED, canvas, caption, dots, flops_text, \
     law_caption, log_axis, loss_axis, styled, whisker
-from analysis.plots_runs import law_value
+from analysis.plots.runs import law_value
 from analysis.table import usable
 from slm.errors import UserError
 from slm.screen import amount
@@ -80,7 +80,7 @@ def best_loss(law, c: np.ndarray) -> np.ndarray:
     """The law's loss at compute c (m,), at the best size for it where it knows sizes."""
     if law.form.needs == ("flops",):
         return law_value(law, c, c, c)
-    from analysis.optimal import compute_optimal
+    from analysis.scaling.optimal import compute_optimal
     best = compute_optimal(law, draws=2).optimum(c)
     return law_value(law, best["n_params"].to_numpy(), best["tokens"].to_numpy(), c)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from analysis import plots
-from analysis.page import Cell, Html, absent, bullets, figure, join, number, table, tag
-from analysis.plots_base import flops_text, interval, time_text
+from analysis.report.page import Cell, Html, absent, bullets, figure, join, number, table, tag
+from analysis.plots.base import flops_text, interval, time_text
 from slm.errors import UserError
 from slm.screen import amount
 

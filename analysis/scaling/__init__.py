@@ -12,13 +12,13 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from analysis.checks import check_enough, fit_warnings, table_warnings
-from analysis.fit import DELTA, POLISHED, Fit, fit_point
-from analysis.forms import Columns, Form, get_form, make_design
-from analysis.holdout import held_out
-from analysis.resample import METHODS, Resamples, resample
+from analysis.scaling.checks import check_enough, fit_warnings, table_warnings
+from analysis.scaling.fit import DELTA, POLISHED, Fit, fit_point
+from analysis.scaling.forms import Columns, Form, get_form, make_design
+from analysis.scaling.holdout import held_out
+from analysis.scaling.resample import METHODS, Resamples, resample
 from analysis.table import usable
-from analysis.varpro import fit_varpro
+from analysis.scaling.varpro import fit_varpro
 from slm.errors import UserError
 
 
@@ -137,7 +137,7 @@ class Law:
 
     def summary(self) -> str:
         """The law in words: parameters with intervals, how it was fitted, what to distrust."""
-        from analysis.describe import summary
+        from analysis.scaling.describe import summary
         return summary(self)
 
     def to_dict(self) -> dict:
@@ -196,13 +196,13 @@ def fit_law(runs: pd.DataFrame, form: str = "chinchilla", *, floor: float | str 
             n_params: str = "n_params", allow_mixed: bool = False) -> Law:
     """Fit a law to a tidy table of runs (analysis.table).
 
-    form        a name of analysis.forms.FORMS
+    form        a name of analysis.scaling.forms.FORMS
     floor       a known E in nats/token, or the name of a column of known floors; default: fitted
     delta       of Huber on log loss; np.inf for least squares
-    bootstrap   resamples over runs; resampling: auto | residuals | runs (analysis.resample)
+    bootstrap   resamples over runs; resampling: auto | residuals | runs (analysis.scaling.resample)
     level       of every interval
     polish      starts that are minimised, of 4,516; None: all
-    n_params    the column to take for N (analysis.conventions compares them)
+    n_params    the column to take for N (analysis.scaling.conventions compares them)
 
     Raises UserError for a table that can't be fitted: empty, no losses, too few runs or values of
     N or D, mixed corpora or tokenizers."""

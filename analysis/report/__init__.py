@@ -48,7 +48,7 @@ class Study:
     @cached_property
     def compared_by(self) -> str:
         """loss, or bits_per_byte where tokenizers differ."""
-        from analysis.compare import choose_column
+        from analysis.comparison import choose_column
         return choose_column(self.runs)[0]
 
     @cached_property
@@ -131,12 +131,12 @@ class Study:
 
     @cached_property
     def frontier(self):
-        from analysis.optimal import compute_optimal
+        from analysis.scaling.optimal import compute_optimal
         return compute_optimal(self.law, draws=min(self.bootstrap, 1000))
 
     @cached_property
     def conventions(self) -> pd.DataFrame:
-        from analysis.conventions import by_convention
+        from analysis.scaling.conventions import by_convention
         law = self.law
         table = by_convention(law.runs, floor=self.floor, bootstrap=min(self.bootstrap, 500))
         table.attrs["n_runs"] = int(law.runs["run"].nunique())
@@ -145,7 +145,7 @@ class Study:
     @cached_property
     def comparison(self):
         """Settings at equal tokens, or all of them where no two share their tokens."""
-        from analysis.compare import compare
+        from analysis.comparison import compare
         runs = self.runs
         shapes = runs.groupby("tokens")["n_params"].nunique()
         return compare(runs, within=("tokens",) if (shapes > 1).any() else ())
@@ -155,8 +155,8 @@ def build_report(study: Study, title: str = "Scaling report", command: str = "",
                  say=lambda line: None) -> str:
     """The page as HTML; sections that these runs can't give say why in one line. command: what
     made the page, shown at its end; say: gets a line for each section begun."""
-    from analysis import report_parts as parts
-    from analysis.page import absent, page, tag
+    from analysis.report import parts
+    from analysis.report.page import absent, page, tag
     made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     sources = ", ".join(study.runs.attrs.get("sources", []))
     wanted = [("summary", "Summary", parts.summary), ("runs", "Runs", parts.run_table),
@@ -180,11 +180,11 @@ def build_report(study: Study, title: str = "Scaling report", command: str = "",
 
 def provenance(study: Study, command: str, made: str):
     """The command, the filter, the notes on the data, the versions here and of the runs."""
-    from analysis.page import bullets, join, table, tag
+    from analysis.report.page import bullets, join, table, tag
     import slm
     from slm.facts import git_commit
     runs = study.runs
-    commit, dirty = git_commit(Path(__file__).resolve().parent.parent)
+    commit, dirty = git_commit(Path(__file__).resolve().parent.parent.parent)
     here = {"slm": slm.__version__, "commit": f"{commit[:12]}{' with changes' if dirty else ''}"
             if commit else "", "python": platform.python_version(),
             **{name: package(name) for name in PACKAGES}}
@@ -282,7 +282,7 @@ def floor_of(text: str | None, runs: pd.DataFrame) -> float | str | None:
 
 def main(args: Sequence[str]) -> int:
     """The command; see the module's docstring."""
-    from analysis.forms import get_form
+    from analysis.scaling.forms import get_form
     from slm.files import private, shown, write_whole
     from slm.screen import say
     options = parser().parse_args(list(args))
@@ -316,7 +316,7 @@ def main(args: Sequence[str]) -> int:
 def log_to_wandb(path: Path, place: str, title: str) -> str:
     """Log the page as an artifact of type "report"; returns a line that says where. Raises
     UserError: no key, no server, no such entity."""
-    from analysis.runs_wandb import connect, errors
+    from analysis.runs.hosted import connect, errors
     entity, _, project = place.partition("/")
     if not entity or not project or "/" in project:
         raise UserError(f"--wandb {place}: should be ENTITY/PROJECT")
@@ -332,6 +332,3 @@ def log_to_wandb(path: Path, place: str, title: str) -> str:
             run.log_artifact(artifact)          # leaving the run waits until it is sent
     return f"logged to {place} as artifact report"
 
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

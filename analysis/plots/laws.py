@@ -7,11 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import isoflop as profiles
-from analysis.plots_base import BLACK, BLUE, GREEN, GREY, LABELS, ORANGE, ORDERED, PALE, \
+from analysis.scaling import isoflop as profiles
+from analysis.plots.base import BLACK, BLUE, GREEN, GREY, LABELS, ORANGE, ORDERED, PALE, \
     PASTEL, RED, Scale, canvas, caption, dots, flops_text, interval, law_caption, log_axis, \
     loss_axis, padded, plain, styled, whisker
-from analysis.plots_runs import law_value
+from analysis.plots.runs import law_value
 from slm.errors import UserError
 from slm.screen import amount
 
@@ -27,7 +27,7 @@ def grouped(law) -> list[profiles.Budget]:
 def isoflop(frontier, x: str = "n_params", ax: Axes | None = None) -> Figure:
     """Loss against size (or tokens) at each budget, with parabolas and their minima.
 
-    frontier: analysis.optimal.Frontier; its table `isoflop` gives the minima. Minima inside the
+    frontier: of analysis.scaling.optimal; its table `isoflop` gives the minima. Minima inside the
     sizes tried are filled diamonds; one on the edge, where the true one may lie further out, is
     hollow, drawn at the edge with an arrow. Triangles: minima by interpolation. Raises UserError
     where the runs hold no three budgets."""
@@ -190,12 +190,12 @@ def minima(frontier) -> pd.DataFrame:
 @styled
 def contours(law, frontier=None, ax: Axes | None = None) -> Figure:
     """L(N, D) as contours with the runs on it (same colours), lines of equal compute, and the
-    efficient frontier. law: of N and D; frontier: analysis.optimal.Frontier, if any."""
+    efficient frontier. law: of N and D; frontier: analysis.scaling.optimal.Frontier, if any."""
     if not {"n_params", "tokens"} <= set(law.form.needs):
         raise UserError(f"contours need a law of N and D, not {law.form.name!r}")
     from matplotlib.colors import LogNorm
 
-    from analysis.optimal import CostCurve
+    from analysis.scaling.optimal import CostCurve
     runs = law.runs
     n_range, d_range = (padded(runs[k], 0.12) for k in ("n_params", "tokens"))
     n, d = np.meshgrid(np.geomspace(*n_range, 60), np.geomspace(*d_range, 60))

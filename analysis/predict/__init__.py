@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.predictions import append, outcomes, read_predictions
+from analysis.predict.record import append, outcomes, read_predictions
 from slm.errors import UserError
 
 __all__ = ["Forecast", "outcomes", "predict_spec", "read_predictions"]
@@ -292,6 +292,3 @@ def run(options: argparse.Namespace, rest: list[str]) -> tuple[Forecast, Path]:
                         level=options.level, allow_mixed=options.allow_mixed,
                         bootstrap=options.bootstrap), path
 
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -20,8 +20,8 @@ from functools import cached_property
 import numpy as np
 from scipy import stats
 
-from analysis.fit import Fit, refit
-from analysis.forms import Columns
+from analysis.scaling.fit import Fit, refit
+from analysis.scaling.forms import Columns
 
 METHODS = ("auto", "residuals", "runs")
 

@@ -24,7 +24,7 @@ from typing import Iterable
 
 import pandas as pd
 
-from analysis.chat import Endpoint, NoAnswer
+from analysis.judge.chat import Endpoint, NoAnswer
 from slm.errors import UserError
 from slm.files import write_whole
 

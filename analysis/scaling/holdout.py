@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.fit import Fit, huber_objective
-from analysis.forms import make_design
-from analysis.optimise import bfgs
-from analysis.resample import resample
+from analysis.scaling.fit import Fit, huber_objective
+from analysis.scaling.forms import make_design
+from analysis.scaling.optimise import bfgs
+from analysis.scaling.resample import resample
 
 if TYPE_CHECKING:
     from analysis.scaling import Law

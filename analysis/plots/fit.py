@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from analysis.plots_base import BLACK, BLUE, GREY, PALE, RED, WIDTH, Picture, Scale, \
+from analysis.plots.base import BLACK, BLUE, GREY, PALE, RED, WIDTH, Picture, Scale, \
     canvas, caption, clustered, dots, law_caption, log_axis, plain, styled
 from slm.errors import UserError
 
@@ -53,7 +53,7 @@ def residuals(law, ax=None) -> Figure:
 
 def seeds_noise(runs: pd.DataFrame) -> float | None:
     """Standard deviation of log loss between seeds, in %; None where nothing shows it."""
-    from analysis.noise import seed_noise
+    from analysis.comparison.noise import seed_noise
     try:
         noise = seed_noise(runs)
     except UserError:

@@ -13,8 +13,8 @@ from itertools import combinations, product
 import numpy as np
 import pandas as pd
 
-from analysis.noise import (SHAPE, UNITS, Noise, cells, pooled_noise, prepared, setting_columns,
-                            telling, varying)
+from analysis.comparison.noise import (SHAPE, UNITS, Noise, cells, pooled_noise, prepared,
+                                       setting_columns, telling, varying)
 from slm.errors import UserError
 
 

@@ -10,9 +10,9 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from analysis.effects import Effects, effects
-from analysis.noise import (UNITS, Noise, cells, pooled_noise, prepared, seed_noise,
-                            setting_columns, telling, varying)
+from analysis.comparison.effects import Effects, effects
+from analysis.comparison.noise import (UNITS, Noise, cells, pooled_noise, prepared, seed_noise,
+                                       setting_columns, telling, varying)
 from slm.errors import UserError
 
 __all__ = ["Comparison", "compare", "effects", "seed_noise", "smooth", "smooth_curves"]
@@ -134,7 +134,7 @@ def compare(runs: pd.DataFrame, *, within: tuple[str, ...] = (), column: str | N
     within    columns at equal values of which settings compete: ("n_params", "tokens") gives the
               best learning rate of each cell of a ladder; default: all compete
     column    what is compared; default loss, or bits_per_byte where there are several tokenizers
-    factors   of the effects (analysis.effects)
+    factors   of the effects (analysis.comparison.effects)
     level     of every interval and verdict
 
     "same within noise": the mean lies above the best's by no more than k settings of equal quality

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from analysis.plots_base import BLACK, GREY, LABELS, ORDERED, PALE, RED, WIDTH, Picture, Scale, \
+from analysis.plots.base import BLACK, GREY, LABELS, ORDERED, PALE, RED, WIDTH, Picture, Scale, \
     canvas, caption, chosen, count, dots, log_axis, loss_axis, padded, plain, styled, text_of
 from analysis.table import usable
 from slm.errors import UserError

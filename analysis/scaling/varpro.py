@@ -8,8 +8,8 @@ from itertools import product
 
 import numpy as np
 
-from analysis.forms import Design
-from analysis.optimise import BatchedFunction, bfgs, bfgs_in_blocks
+from analysis.scaling.forms import Design
+from analysis.scaling.optimise import BatchedFunction, bfgs, bfgs_in_blocks
 
 
 def project(design: Design, theta: np.ndarray, loss: np.ndarray, weight: np.ndarray):

@@ -5,7 +5,7 @@
     samples = load_samples(runs)                  # the texts written on the way
 
 No run is dropped: what is half-written, crashed, diverged, preempted, skipped or of another program
-is a row whose status and reason say so. The columns are those of analysis/runs_table.py, the same
+is a row whose status and reason say so. The columns are those of analysis/runs/columns.py, the same
 and of the same types from either source.
 """
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import runs_local, runs_wandb
-from analysis.runs_table import (Found, history_table, make_names_unique, make_table, number,
-                                 without_copies, word)
-from analysis.runs_wandb import PREFIX
+from analysis.runs import hosted, local
+from analysis.runs.columns import (Found, history_table, make_names_unique, make_table, number,
+                                   without_copies, word)
+from analysis.runs.hosted import PREFIX
 from slm.errors import UserError
 from slm.files import private
 
 
 def load_runs(*sources: str | Path, spec_keys: Sequence[str] = (),
               cache: str | Path | None = None) -> pd.DataFrame:
-    """One row per run, index 0..n-1, the columns of runs_table.COLUMNS.
+    """One row per run, index 0..n-1, the columns of analysis.runs.columns.COLUMNS.
 
     sources     folders of run folders (nested or not), single run folders, "wandb:entity/project"
     spec_keys   dotted keys of the spec to have as further columns, as in "data.fables.facts"
@@ -45,9 +45,9 @@ def load_runs(*sources: str | Path, spec_keys: Sequence[str] = (),
             raise UserError(f"a source of runs is a folder or wandb:entity/project, not "
                             f"{type(source).__name__}")
         if str(source).startswith(PREFIX):
-            found += runs_wandb.find_runs(str(source))
+            found += hosted.find_runs(str(source))
         else:
-            here, odd = runs_local.find_runs(source)
+            here, odd = local.find_runs(source)
             found, notes = found + here, notes + odd
     found = once_each(found)
     found, copies = without_copies(found)
@@ -59,14 +59,14 @@ def load_runs(*sources: str | Path, spec_keys: Sequence[str] = (),
     return table
 
 
-def local(where: str) -> Path:
+def folder_of(where: str) -> Path:
     """The folder of a local run; `where` names the home folder as ~."""
     return Path(where).expanduser().resolve()
 
 
 def once_each(found: list[Found]) -> list[Found]:
     """A folder or W&B run that two sources hold is one run."""
-    return list({f.where if f.where.startswith(PREFIX) else str(local(f.where)): f
+    return list({f.where if f.where.startswith(PREFIX) else str(folder_of(f.where)): f
                  for f in reversed(found)}.values())[::-1]
 
 
@@ -116,10 +116,10 @@ def read_all(runs: pd.DataFrame, what: str, cache: str | Path | None,
     if needed:
         raise UserError(f"this table has no column {', '.join(needed)}: only a table of load_runs "
                         "says where the records of a run lie")
-    read = {"history": runs_local.read_history, "samples": runs_local.read_samples,
-            "spec": lambda folder: [runs_local.read_spec(folder)]}[what]
+    read = {"history": local.read_history, "samples": local.read_samples,
+            "spec": lambda folder: [local.read_spec(folder)]}[what]
     remote = runs["where"].astype(str).str.startswith(PREFIX).to_numpy(bool)
-    found = {where: read(local(where)) for where in runs["where"][~remote]}
+    found = {where: read(folder_of(where)) for where in runs["where"][~remote]}
     if remote.any():
-        found |= runs_wandb.read_runs(runs[remote], what, cache or runs.attrs.get("cache"), notes)
+        found |= hosted.read_runs(runs[remote], what, cache or runs.attrs.get("cache"), notes)
     return found
