@@ -21,7 +21,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis.optimal import compute_optimal  # noqa: E402
+from analysis.scaling.optimal import compute_optimal  # noqa: E402
 from analysis.scaling import Law, fit_law  # noqa: E402
 
 TRUE = dict(E=1.8172, A=477.8, B=2143.4, alpha=0.3473, beta=0.3672)

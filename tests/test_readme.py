@@ -17,14 +17,16 @@ SHORT = ["--train.steps=2", "--model.n_layer=1", "--data.fables.stories=200",
 # Where a command needs what this machine may lack, how it is tried instead.
 NEEDS = {"make": "the Makefile's own targets are what runs this test",
          "wandb": "a W&B account (tests/test_sweep_wandb.py runs these against a stand-in)",
-         "agents": "a W&B account (tests/test_sweep_wandb.py)"}
+         "agents": "a W&B account (tests/test_sweep_wandb.py)",
+         "wandb:ENTITY/PROJECT": "a W&B account (tests/test_runs.py)",
+         "analysis.study": "test_study.py, which is longer"}
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """A copy of what a command reads, so that nothing is written into the checkout."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("run.py", "experiments", "sweeps", "slm"):
+    for name in ("run.py", "experiments", "sweeps", "slm", "analysis"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
     return folder
@@ -47,6 +49,11 @@ def test_a_command_of_the_readme_runs(command, clone):
         words.append("--plan")  # the whole is trained on the real sample in test_real_stories.py
     elif words[0] == "run.py" and "--help" not in words:
         words += SHORT
+    elif words[1] in ("analysis.predict", "analysis.report"):  # of the study's records, or a few
+        few = sorted((clone / "analysis" / "study" / "runs").glob("n_embd48*"))[:4]
+        few = ["analysis/study/runs"] if words[1] == "analysis.predict" else map(str, few)
+        words = [w for word in words for w in (few if word == "runs/" else [word])]
+        words = [w.replace("modern", "study-heldout") for w in words]
     elif words[:3] == ["-m", "slm.sweep", "run"]:
         file = clone / words[3]
         file.write_text(file.read_text().replace("500_000", "2_048"))

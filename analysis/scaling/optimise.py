@@ -3,7 +3,7 @@
 A scaling law is fitted from thousands of starts and refitted to thousands of resamples; each of
 those problems is tiny, so what costs is the interpreter, not the arithmetic. Here every problem is
 a row of one array and finished rows drop out. Same minima as scipy's BFGS, two orders faster
-(benchmarks/bench_laws.py).
+(benchmarks/laws.py).
 """
 from __future__ import annotations
 

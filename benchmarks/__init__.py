@@ -1,0 +1,1 @@
+"""What this project's speed is, beside its peers: `python -m benchmarks --help`."""

@@ -1,0 +1,192 @@
+"""Cost that grows as it should: time per step with batch and layers, memory as `--plan` says, the
+commands over many runs with the number of runs. One picture of the four."""
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import sweep
+from benchmarks.child import ROOT, Child
+from benchmarks.measure import Options, Reach, Row, Spread, interleave
+from benchmarks.training import SEED_SHAPE
+
+OFF_A_LINE, OFF_THE_ESTIMATE = Reach(10, at_most=True), Reach(10, at_most=True)
+SEED = {**SEED_SHAPE, "vocab_size": 4096}
+MEMORY = {  # label: shape, batch, preset, optimizer
+    "seed, V=4,096": (SEED, 12, "gpt2", "adamw"),
+    "seed, V=50,304": ({**SEED, "vocab_size": 50304}, 12, "gpt2", "adamw"),
+    "seed, V=4,096, batch 48": (SEED, 48, "gpt2", "adamw"),
+    "16 layers": ({**SEED, "n_layer": 16}, 12, "gpt2", "adamw"),
+    "d512 T256": ({**SEED, "n_embd": 512, "block_size": 256}, 8, "gpt2", "adamw"),
+    "modern with Muon": ({**SEED, "n_layer": 8}, 24, "modern", "muon"),
+    "llama, V=16,384": ({**SEED, "vocab_size": 16384}, 12, "llama", "adamw"),
+    "small": ({**SEED, "n_embd": 64, "n_head": 4}, 4, "gpt2", "adamw")}
+
+
+def off_a_line(x: list[float], y: list[float]) -> float:
+    """The largest relative distance, in %, of y from a + b x: least squares of relative errors, so
+    that small x count as much as large ones."""
+    design = np.stack([np.ones(len(x)), np.array(x, float)], 1) / np.array(y)[:, None]
+    (a, b), *_ = np.linalg.lstsq(design, np.ones(len(y)), rcond=None)
+    return float(max(abs((a + b * u) / v - 1) for u, v in zip(x, y)) * 100)
+
+
+def step_ms(options: Options) -> dict[str, dict[int, list[float]]]:
+    """Milliseconds of a step by batch and by layers, all settings taking turns."""
+    batches, layers = ((2, 4, 8), (1, 2, 3)) if options.quick else ((3, 6, 12, 24, 48),
+                                                                   (1, 2, 4, 8, 16))
+    shape = dict(n_layer=1, n_head=2, n_embd=32, block_size=32, vocab_size=512) \
+        if options.quick else SEED
+    work = "benchmarks.training:OurStep"
+    sides = {("batch", b): Child(work, shape=shape, batch=b) for b in batches}
+    sides |= {("layers", n): Child(work, shape={**shape, "n_layer": n}) for n in layers}
+    try:
+        for side in sides.values():
+            side.wait()
+        found = interleave(sides, options.rounds(7), warmup=2)
+    finally:
+        for side in sides.values():
+            side.stop()
+    out: dict[str, dict[int, list[float]]] = {"batch": {}, "layers": {}}
+    for (what, x), results in found.items():
+        out[what][x] = [1000 * r["sec"] for r in results]
+    return out
+
+
+def memory_mb(options: Options) -> dict[str, tuple[float, float]]:
+    """Peak resident set of a process that trains, and what slm.cost.memory_bytes says: MB."""
+    out = {}
+    some = list(MEMORY.items())[-1 if options.quick else 0:]
+    for label, (shape, batch, preset, optimizer) in some:
+        with Child("benchmarks.training:OurStep", shape=shape, batch=batch, preset=preset,
+                   optimizer=optimizer) as child:
+            for _ in range(options.rounds(4)):
+                estimate = child()["estimate_bytes"]
+            out[label] = child.close()["peak_bytes"] / 1e6, estimate / 1e6
+    return out
+
+
+class Runs:
+    """load_runs and fit_law on a folder of finished runs, all copies of one with another seed,
+    number of tokens and loss."""
+
+    def __init__(self, folder: str, runs: int) -> None:
+        sys.path.append(str(ROOT / "tests"))
+        from run_folders import write_run
+        import analysis.runs  # noqa: F401  imports are no part of a call
+        import analysis.scaling  # noqa: F401
+        self.folder = Path(folder) / f"runs-{runs}"
+        one = write_run(Path(folder) / f"one-{runs}")
+        identity = one.name.rpartition("-")[2]
+        texts = {f.name: f.read_text() for f in one.iterdir() if f.is_file() and f.name[0] != "."}
+        rng = np.random.default_rng(0)
+        for i in range(runs):
+            run = self.folder / f"x-{i:08x}"
+            run.mkdir(parents=True)
+            for name, text in texts.items():
+                (run / name).write_text(text.replace(identity, f"{i:08x}")
+                                        .replace("seed: 0", f"seed: {i}"))
+        self.n, self.d = 10 ** rng.uniform(5, 7, runs), 10 ** rng.uniform(7, 9, runs)
+        self.loss = (1.8 + 480 / self.n ** 0.35 + 2100 / self.d ** 0.37) * np.exp(
+            0.003 * rng.standard_normal(runs))
+
+    def __call__(self, what: str) -> dict:
+        from analysis.runs import load_runs
+        from analysis.scaling import fit_law
+        if what == "load_runs":
+            assert len(load_runs(self.folder)) == len(self.n)
+        else:
+            import pandas as pd
+            n, d = self.n, self.d
+            fit_law(pd.DataFrame({"run": np.arange(len(n)), "n_params": n, "tokens": d,
+                                  "flops": 6 * n * d, "loss": self.loss}))
+        return {}
+
+
+def commands_sec(options: Options) -> dict[str, dict[int, list[float]]]:
+    """Seconds of the verbs of a sweep and of the analysis, by the number of runs."""
+    counts = (20, 40) if options.quick else (30, 100, 300, 1000)
+    out: dict[str, dict[int, list[float]]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        looks = {}
+        for n in counts:
+            folder = Path(place) / str(n)
+            folder.mkdir()
+            sweep.finished_sweep(folder, n)
+            looks[n] = folder
+        found = interleave({n: lambda n=n: sweep.verbs_sec(looks[n], n) for n in counts},
+                           options.rounds(3))
+        for n, results in found.items():
+            for verb in results[0]:
+                out.setdefault(f"sweep {verb}", {})[n] = [r[verb] for r in results]
+        children = {n: Child("benchmarks.growth:Runs", folder=place, runs=n) for n in counts}
+        try:
+            for what in ("load_runs",) if options.quick else ("load_runs", "fit_law"):
+                found = interleave({n: lambda n=n: children[n](what=what)["sec"] for n in counts},
+                                   options.rounds(3), warmup=0 if options.quick else 1)
+                out[what] = found
+        finally:
+            for child in children.values():
+                child.stop()
+    return out
+
+
+def rows(options: Options) -> list[Row]:
+    steps, memory, commands = step_ms(options), memory_mb(options), commands_sec(options)
+    out = []
+    for what, by in steps.items():
+        out.append(line_row(f"step against {what}", by, "ms"))
+    for label, (measured, estimate) in memory.items():
+        out.append(Row(f"memory of {label}", "% off", [100 * abs(measured / estimate - 1)],
+                       reach=OFF_THE_ESTIMATE,
+                       note=f"{measured:,.0f} MB resident, --plan says {estimate:,.0f} MB"))
+    out += [line_row(f"{what} against runs", by, "s") for what, by in commands.items()]
+    if options.plot:
+        draw(steps, memory, commands, options.plot)
+        out[-1].note += f"; drawn in {options.plot.name}"
+    return out
+
+
+def line_row(what: str, by: dict[int, list[float]], unit: str) -> Row:
+    medians = {x: Spread.of(values).median for x, values in by.items()}
+    text = ", ".join(f"{x:,}: {y:.3g}" for x, y in medians.items())
+    return Row(what, "% off", [off_a_line(list(medians), list(medians.values()))],
+               reach=OFF_A_LINE, note=f"farthest from a straight line; {unit} at {text}")
+
+
+def draw(steps: dict, memory: dict, commands: dict, file: Path) -> None:
+    """Four panels: step against batch and layers, memory against its estimate, commands."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    axes = figure.subplots(2, 2)
+    for ax, (what, unit) in zip(axes[0], (("batch", "sequences of 128 tokens"),
+                                          ("layers", "layers"))):
+        curve(ax, steps[what], what, line=True)
+        ax.set(xlabel=unit, ylabel="ms per step", xlim=(0, None), ylim=(0, None))
+    measured, estimate = zip(*memory.values())
+    top = 1.1 * max(measured + estimate)
+    axes[1][0].fill_between([0, top], [0, 0.9 * top], [0, 1.1 * top], alpha=0.2, label="10 %")
+    axes[1][0].plot(estimate, measured, "o", label="a shape")
+    axes[1][0].set(xlabel="MB by --plan", ylabel="MB resident at the peak", xlim=(0, top),
+                   ylim=(0, top))
+    for what, by in commands.items():
+        curve(axes[1][1], by, what)
+    axes[1][1].set(xlabel="runs", ylabel="seconds", xscale="log", yscale="log")
+    for ax in axes.flat:
+        ax.legend(frameon=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=120)
+
+
+def curve(ax, by: dict[int, list[float]], label: str, line: bool = False) -> None:
+    """Medians with quartiles; line: and the straight line through them, from 0."""
+    spreads = [Spread.of(values) for values in by.values()]
+    x, y = np.array(list(by)), np.array([s.median for s in spreads])
+    error = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
+    ax.errorbar(x, y, yerr=error, fmt="o" if line else "o-", capsize=3, label=label)
+    if line:
+        b, a = np.polyfit(x, y, 1, w=1 / y)
+        ax.plot([0, x.max()], [a, a + b * x.max()], "k-", lw=1, label="straight line")
