@@ -44,14 +44,6 @@ class Machine:
             return torch.cuda.get_device_name(self.device)
         return cpu_name() if self.type == "cpu" else self.type
 
-    def peak_memory_bytes(self) -> int:
-        """Allocator peak on CUDA; the process's peak resident set elsewhere."""
-        if self.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        import resource
-        scale = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
 
 # Dense peak of one GPU in its mixed precision (no sparsity), FLOP/s, from the makers' data sheets.
 PEAK_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,

@@ -86,9 +86,19 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).type_as(x)
 
 
-def linear(n_in: int, n_out: int, bias: bool) -> nn.Linear:
-    """nn.Linear without its own initialisation, which would draw from the global generator."""
-    return nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias)
+class Linear(nn.Linear):
+    """Without its own initialisation, which would draw from the global generator (torch's skip_init
+    does the same and takes a second to import torch's compiler)."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    """The same for an embedding."""
+
+    def reset_parameters(self) -> None:
+        pass
 
 
 def norm(config: GPTConfig) -> nn.Module:
@@ -105,8 +115,8 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.n_head, self.qk_norm = layer, config.n_head, config.qk_norm
         self.scale, self.dropout = multipliers(config).attention, config.dropout
-        self.c_attn = linear(config.n_embd, 3 * config.n_embd, config.bias)
-        self.c_proj = linear(config.n_embd, config.n_embd, config.bias)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd, config.bias)
+        self.c_proj = Linear(config.n_embd, config.n_embd, config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None,
@@ -135,8 +145,8 @@ class MLP(nn.Module):
         super().__init__()
         self.activation = config.activation
         up = 2 * config.d_ff if config.activation == "swiglu" else config.d_ff
-        self.c_fc = linear(config.n_embd, up, config.bias)
-        self.c_proj = linear(config.d_ff, config.n_embd, config.bias)
+        self.c_fc = Linear(config.n_embd, up, config.bias)
+        self.c_proj = Linear(config.d_ff, config.n_embd, config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -180,16 +190,16 @@ class GPT(nn.Module):
         factor = multipliers(config)
         self.embedding_mult, self.logits_mult = factor.embedding, factor.logits
         d = config.n_embd
-        self.wte = nn.utils.skip_init(nn.Embedding, config.vocab_size, d)
+        self.wte = Embedding(config.vocab_size, d)
         if config.position == "learned":
-            self.wpe = nn.utils.skip_init(nn.Embedding, config.block_size, d)
+            self.wpe = Embedding(config.block_size, d)
         else:
             self.register_buffer("rotary", rotary_table(config), persistent=False)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = norm(config)
         if not config.tied:
-            self.lm_head = linear(d, config.vocab_size, bias=False)
+            self.lm_head = Linear(d, config.vocab_size, bias=False)
         self.init_weights(generator or torch.Generator().manual_seed(0))
 
     @torch.no_grad()
