@@ -1,23 +1,26 @@
 """analysis/study-fables.md and its figures, from the records beside this file."""
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from analysis import samples
 from analysis.scaling.checks import misfit
 from analysis.comparison.noise import seed_noise
 from analysis.scaling.optimal import Frontier, compute_optimal
 from analysis.predict import outcomes, read_predictions
-from analysis.runs import load_history, load_runs
+from analysis.runs import load_history, load_runs, load_spec_of
 from analysis.scaling import Law, fit_law
 
 HERE = Path(__file__).resolve().parent
 PREDICTIONS = HERE / "runs" / "predictions.jsonl"
 HELD_OUT = "study-heldout"              # how the held-out run's name begins
 DPI = 110
+SHORT = 900                             # steps
 WIDE = 4e11                             # budgets above it: the runs that are past their first fall
 
 
@@ -30,6 +33,7 @@ class Study:
     known_all: Law                      # the same, its floor given
     late: Law                           # without the smallest budget
     known: Law                          # the same, its floor given
+    long: Law                           # without the smallest budget and the shortest runs
     frontier: Frontier
     forecast: pd.DataFrame
 
@@ -47,7 +51,9 @@ def load() -> Study:
     late = fit_law(late_runs)
     forecast = outcomes(read_predictions(PREDICTIONS), runs)
     return Study(ladder, held_out, fit_law(ladder), fit_law(ladder, floor="floor"), late,
-                 fit_law(late_runs, floor="floor"), compute_optimal(late), forecast)
+                 fit_law(late_runs, floor="floor"),
+                 fit_law(late_runs[late_runs["steps"] >= SHORT].reset_index(drop=True)),
+                 compute_optimal(late), forecast)
 
 
 def draw(study: Study) -> list[Path]:
@@ -92,9 +98,13 @@ def facts(study: Study) -> dict:
         "fits": "\n".join(fit_row(name, law) for name, law in (
             ("all runs", study.free), ("all runs, floor known", study.known_all),
             ("without the smallest budget", study.late),
-            ("without it, floor known", study.known))),
+            ("without it, floor known", study.known),
+            (f"without it and runs of under {SHORT} steps", study.long))),
         "verdict_all": verdict(study.free, study.floor, "The fit to all runs"),
         "verdict_late": verdict(study.late, study.floor, "Without the smallest budget, the fit"),
+        "verdict_long": verdict(study.long, study.floor, "Without those, the fit"), "short": SHORT,
+        "no_facts": no_facts(study), "held_above": held["loss"] - study.floor,
+        "best_above": runs["loss"].min() - study.floor,
         "held_tokens": f"{held['tokens']:,.0f}", "held_flops": f"{held['flops']:.1g}",
         "reach": held["flops"] / runs["flops"].max(),
         "forecasts": "\n".join(forecast_row(row) for _, row in study.forecast.iterrows()),
@@ -104,14 +114,13 @@ def facts(study: Study) -> dict:
 
 def budgets(runs: pd.DataFrame) -> list[float]:
     """The budgets of compute, smallest first (runs of one differ by a step's FLOPs)."""
-    return sorted(runs["flops"].map(lambda c: float(f"{c:.2g}")).unique())
+    return sorted(np.exp(np.log(runs["flops"]).round(1)).unique())
 
 
 def spread(runs: pd.DataFrame, fixed: str) -> float:
     """Pooled standard deviation of log loss over the seeds that differ where `fixed` does not."""
     logs = np.log(runs["loss"])
-    groups = logs.groupby([runs["n_embd"], runs["flops"].map(lambda c: float(f"{c:.2g}")),
-                           runs[fixed]])
+    groups = logs.groupby([runs["n_embd"], np.log(runs["flops"]).round(1), runs[fixed]])
     dof = (groups.size() - 1).sum()
     return float(np.sqrt(((logs - groups.transform("mean")) ** 2).sum() / dof))
 
@@ -145,8 +154,7 @@ def verdict(law: Law, floor: float, what: str) -> str:
             f"[{low:.3f}, {high:.3f}] {where} it.")
     if missed:
         text += (f" But the library warns: the form misses these runs by {missed[0]:.1%}, while "
-                 f"seeds move them by {missed[1]:.1%}. They follow no law of this form, and an "
-                 "interval around its E means little.")
+                 f"seeds move them by {missed[1]:.1%}.")
     return text
 
 
@@ -158,11 +166,25 @@ def forecast_row(row: pd.Series) -> str:
 
 
 def foretold(study: Study) -> str:
-    first = study.forecast[study.forecast["counts"]].iloc[0]
-    where = "inside" if first["inside"] else "outside"
+    rows, floor = study.forecast, study.floor
+    first = rows[rows["counts"]].iloc[0]
+    given = rows[rows["floor"].notna()].iloc[0]
+    where, there = ("inside" if r["inside"] else "outside" for r in (first, given))
     half = (first["high"] - first["low"]) / 2 / first["value"]
+    above = (first["loss"] - floor) / (first["value"] - floor) - 1
     return (f"The run reached **{first['loss']:.4f}**, {first['error']:+.1%} from the prediction "
-            f"that counts, {where} its interval of ±{half:.0%}.")
+            f"that counts, {where} its interval of ±{half:.0%}. Percentages of a loss flatter a "
+            f"law, for most of a loss is floor: of the part above the floor, which is what a law "
+            f"has to foretell, the error is {above:+.0%}. With the floor given the interval is "
+            f"narrower, and the run lies {there} it.")
+
+
+def no_facts(study: Study) -> float:
+    """Nats per token that a reader who knows the grammar and no fact pays above the floor."""
+    row = study.held_out.iloc[0]
+    val = json.loads((HERE / "runs" / row["run"] / "summary.json").read_text())["data"]["val"]
+    world = samples.world(load_spec_of(row))
+    return sum(world.fact_nats()) / (val["tokens"] / val["documents"])
 
 
 def spending(study: Study) -> str:
