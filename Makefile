@@ -9,7 +9,7 @@ run: $(VENV)/.core
 	$(PY) run.py experiments/base.yaml
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 setup: $(VENV)/.dev
 
