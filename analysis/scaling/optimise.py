@@ -145,6 +145,8 @@ def inverse_hessian(fun: BatchedFunction, x: np.ndarray, step: float = 1e-4) -> 
     """Inverse of the Hessian at x (p,) by central differences of the gradient, eigenvalues made
     positive: a first metric for refits in the neighbourhood. (p, p)"""
     h = hessian(fun, x, step)
+    if not np.isfinite(h).all() or not h.any():      # no curvature to learn from
+        return np.eye(len(x))
     values, vectors = np.linalg.eigh(h)
     floor = 1e-8 * np.abs(values).max()
     return (vectors / np.maximum(np.abs(values), floor)) @ vectors.T
