@@ -18,14 +18,18 @@ $(PY):
 	  { echo "slm needs Python >= 3.11, $(PYTHON) is $$($(PYTHON) --version); try make PYTHON=python3.12 run"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
+# --no-compile: Python compiles what is imported, when it is; all of torch takes half a minute.
+INSTALL := $(PY) -m pip install --disable-pip-version-check --no-compile -q -c constraints.txt
+
 $(VENV)/.core: pyproject.toml constraints.txt | $(PY)
-	$(PY) -m pip install --disable-pip-version-check -q -c constraints.txt torch
-	$(PY) -m pip install --disable-pip-version-check -q -c constraints.txt -e .
+	$(INSTALL) torch
+	$(INSTALL) -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.core
-	$(PY) -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
-	@touch $@
+$(VENV)/.dev: pyproject.toml constraints.txt | $(PY)
+	$(INSTALL) torch
+	$(INSTALL) -e '.[dev]'
+	@touch $(VENV)/.core $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info
