@@ -18,8 +18,7 @@ $(PY):
 	  { echo "slm needs Python >= 3.11, $(PYTHON) is $$($(PYTHON) --version); try make PYTHON=python3.12 run"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-# --no-compile: Python compiles what is imported, when it is; all of torch takes half a minute.
-INSTALL := $(PY) -m pip install --disable-pip-version-check --no-compile -q -c constraints.txt
+INSTALL := $(PY) -m pip install --disable-pip-version-check -q -c constraints.txt
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(PY)
 	$(INSTALL) torch
