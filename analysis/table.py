@@ -18,7 +18,7 @@ import pandas as pd
 from slm.errors import UserError
 
 REQUIRED = ("run", "n_params", "tokens", "flops", "loss")
-SAME = ("corpus", "tokenizer", "eval_mode", "val_sha256")   # losses per token compare within one
+SAME = ("corpus", "tokenizer", "eval_mode")        # losses per token compare only within one
 FINISHED = ("finished",)
 
 
@@ -100,12 +100,13 @@ def numeric(column: pd.Series, name: str, where: str) -> pd.Series:
     return values
 
 
-def usable(runs: pd.DataFrame, needs: tuple[str, ...],
-           allow_mixed: bool = False) -> tuple[pd.DataFrame, list[str]]:
+def usable(runs: pd.DataFrame, needs: tuple[str, ...], allow_mixed: bool = False,
+           same: tuple[str, ...] = SAME) -> tuple[pd.DataFrame, list[str]]:
     """Rows that a law can be fitted to, and a line for each kind of row left out.
 
-    needs: columns the form reads, besides run and loss. Raises UserError for an empty table, a
-    column that is not there, no row with a loss, and mixed corpora or tokenizers."""
+    needs: columns the form reads, besides run and loss; same: as in check_mixed. Raises UserError
+    for an empty table, a column that is not there, no row with a loss, and mixed corpora,
+    tokenizers or validation sets."""
     if not isinstance(runs, pd.DataFrame):
         raise UserError(f"a table of runs is a DataFrame, not {type(runs).__name__}: make one with "
                         "load_runs(folder) or load_table(file)")
@@ -134,23 +135,28 @@ def usable(runs: pd.DataFrame, needs: tuple[str, ...],
     if not keep.any():
         raise UserError("no usable run: " + "; ".join(notes))
     kept = runs.reset_index(drop=True)[keep].assign(**values[keep]).reset_index(drop=True)
-    return kept, notes + check_mixed(kept, allow_mixed)
+    return kept, notes + check_mixed(kept, allow_mixed, same)
 
 
-def check_mixed(runs: pd.DataFrame, allow_mixed: bool) -> list[str]:
-    """Losses per token of two corpora or tokenizers are two quantities. Raises UserError unless
-    allow_mixed; then a warning."""
+def check_mixed(runs: pd.DataFrame, allow_mixed: bool, same: tuple[str, ...] = SAME) -> list[str]:
+    """Losses per token of two corpora, tokenizers or validation sets are two quantities. same:
+    columns that should hold one value (bits per byte compare across tokenizers). Raises UserError
+    unless allow_mixed; then a warning."""
     lines = []
-    for column in SAME:
+    for column in same:
         kinds = runs[column].dropna().astype(str).unique() if column in runs else []
         if len(kinds) > 1:
-            line = (f"{len(kinds)} kinds of {column} in one fit ({', '.join(sorted(kinds)[:4])}): "
-                    "losses per token are not comparable")
-            if not allow_mixed:
-                raise UserError(line + f"; fit one at a time (runs[runs.{column} == ...]) or say "
-                                "allow_mixed=True")
-            lines.append(line)
-    return lines
+            lines.append((f"{len(kinds)} kinds of {column} in one fit "
+                          f"({', '.join(sorted(kinds)[:4])}): losses per token are not comparable",
+                          f"fit one at a time (runs[runs.{column} == ...])"))
+    if "val_sha256" in runs:
+        by = "tokenizer" if "tokenizer" in runs else (lambda _: 0)
+        if runs.groupby(by, dropna=False)["val_sha256"].nunique().max() > 1:
+            lines.append(("several validation sets (val_sha256) under one tokenizer: their losses "
+                          "do not compare", "take one"))
+    if lines and not allow_mixed:
+        raise UserError(f"{lines[0][0]}; {lines[0][1]} or say allow_mixed=True")
+    return [line for line, _ in lines]
 
 
 def best_settings(runs: pd.DataFrame, over: tuple[str, ...] = ("lr",)) -> pd.DataFrame:
@@ -163,3 +169,24 @@ def best_settings(runs: pd.DataFrame, over: tuple[str, ...] = ("lr",)) -> pd.Dat
     cell = [runs["n_params"], runs["tokens"]]
     setting = runs.groupby(["n_params", "tokens", *over], dropna=False)["loss"].transform("mean")
     return runs[setting <= setting.groupby(cell).transform("min")].reset_index(drop=True)
+
+
+def best_finished(runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """For --best: of finished runs that share N and D those with the best learning rate, all others
+    as they are (attrs too), and a line that says how many."""
+    done = runs["status"].isin(FINISHED) if "status" in runs else runs["loss"].notna()
+    best = best_settings(runs[done], ("lr", "muon_lr"))
+    chosen = pd.concat([best, runs[~done]], ignore_index=True)
+    chosen.attrs = runs.attrs
+    return chosen, (f"{len(best)} of {done.sum()} finished runs fitted: of those that share N and "
+                    "D the best learning rate")
+
+
+def floor_of(text: str | None, runs: pd.DataFrame) -> float | str | None:
+    """What --floor says: a number (nats/token) or a column of the runs. Raises UserError."""
+    if text is None or text in runs:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"--floor={text}: is no number and no column of the runs") from None

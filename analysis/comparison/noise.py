@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.table import usable
-from slm.errors import UserError
+from analysis.table import SAME, usable
 
 SEEDS = ("seed", "data_seed", "train.seed", "data.seed")
 SETTINGS = ("n_layer", "n_head", "n_embd", "tokens", "lr", "muon_lr", "batch_tokens",
@@ -24,13 +23,9 @@ def prepared(runs: pd.DataFrame, column: str = "loss",
     """Finished runs with a finite `column`, a row each (of checkpoints the last), and notes on what
     was left out. Bits per byte compare across tokenizers, nats per token do not.
 
-    Raises UserError as table.usable does, and where one tokenizer has several validation sets."""
-    if not isinstance(runs, pd.DataFrame):
-        usable(runs, ())                                       # says what is wrong with it
-    hide = ("tokenizer", "val_sha256") if column == "bits_per_byte" else ("val_sha256",)
-    free = {name: "_" + name for name in hide}
-    kept, notes = usable(runs.rename(columns=free), (column,), allow_mixed)
-    kept = kept.rename(columns={v: k for k, v in free.items()})
+    Raises UserError as table.usable does."""
+    same = tuple(c for c in SAME if c != "tokenizer" or column != "bits_per_byte")
+    kept, notes = usable(runs, (column,), allow_mixed, same)
     if kept["run"].duplicated().any():
         order = kept.sort_values("tokens", kind="stable") if "tokens" in kept else kept
         kept = kept.loc[sorted(order.groupby("run", dropna=False).tail(1).index)]
@@ -41,14 +36,6 @@ def prepared(runs: pd.DataFrame, column: str = "loss",
         if again.any():
             notes.append(f"{int(again.sum())} rows are a run that is there already (same identity),"
                          " left out")
-    if "val_sha256" in kept:
-        by = "tokenizer" if "tokenizer" in kept else (lambda _: 0)
-        if kept.groupby(by, dropna=False)["val_sha256"].nunique().max() > 1:
-            line = "several validation sets (val_sha256) under one tokenizer"
-            if not allow_mixed:
-                raise UserError(line + ": their losses do not compare; take one, or say "
-                                "allow_mixed=True")
-            notes.append(line + ": their losses do not compare")
     return kept.reset_index(drop=True), notes
 
 

@@ -20,12 +20,13 @@ from typing import Any
 import pandas as pd
 
 from analysis.predict.record import append, outcomes, read_predictions
+from analysis.table import SAME
 from slm.errors import UserError
 
 __all__ = ["Forecast", "outcomes", "predict_spec", "read_predictions"]
 
 FILE = "predictions.jsonl"
-DATA = ("corpus", "tokenizer", "eval_mode", "val_sha256")   # losses compare only where they agree
+DATA = (*SAME, "val_sha256")                                # losses compare only where they agree
 AXES = {"n_params": "N", "tokens": "D", "flops": "C"}
 
 
@@ -261,7 +262,7 @@ def main(args: list[str]) -> int:
 
 def run(options: argparse.Namespace, rest: list[str]) -> tuple[Forecast, Path]:
     from analysis.runs import load_runs
-    from analysis.table import best_settings
+    from analysis.table import best_finished, floor_of
     from analysis.where import select
     from slm.spec import parse_arguments
     files, overrides = parse_arguments(rest)
@@ -276,19 +277,9 @@ def run(options: argparse.Namespace, rest: list[str]) -> tuple[Forecast, Path]:
     path = Path(options.out) if options.out else output(options.runs, runs)
     runs = select(runs, options.where)
     if options.best:
-        done, attrs = runs["status"] == "finished", runs.attrs
-        best = best_settings(runs[done], ("lr", "muon_lr"))
-        note = f"{len(best)} of {done.sum()} finished runs: the best learning rate of each (N, D)"
-        runs = pd.concat([best, runs[~done]], ignore_index=True)
-        runs.attrs = {**attrs, "notes": [*attrs["notes"], note]}
-    floor: float | str | None = options.floor
-    try:
-        floor = float(options.floor) if options.floor is not None else None
-    except ValueError:
-        if options.floor not in runs:
-            raise UserError(f"--floor={options.floor}: is no number and no column of the runs") \
-                from None
-    return predict_spec(runs, options.spec, overrides, form=options.form, floor=floor,
-                        level=options.level, allow_mixed=options.allow_mixed,
+        runs, line = best_finished(runs)
+        runs.attrs = {**runs.attrs, "notes": [*runs.attrs["notes"], line]}
+    return predict_spec(runs, options.spec, overrides, form=options.form, level=options.level,
+                        floor=floor_of(options.floor, runs), allow_mixed=options.allow_mixed,
                         bootstrap=options.bootstrap), path
 

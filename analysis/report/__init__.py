@@ -105,7 +105,7 @@ class Study:
     def law_without(self, held: pd.DataFrame):
         """The law of all runs but these."""
         from analysis.scaling import fit_law
-        from analysis.table import best_settings
+        from analysis.table import best_finished
         key = tuple(held["run"])
         if key not in self.laws:
             rest = self.runs[~self.runs["run"].isin(held["run"])]
@@ -115,11 +115,8 @@ class Study:
                              if held is self.held else
                              f"{held['run'].nunique()} runs with most compute left out of this fit")
             if self.best:
-                done = rest["status"].eq("finished") if "status" in rest else rest["loss"].notna()
-                best = best_settings(rest[done], ("lr", "muon_lr"))
-                notes.append(f"fitted: of runs that share N and D those with the best learning "
-                             f"rate, {len(best)} of {done.sum()}")
-                rest = pd.concat([best, rest[~done]], ignore_index=True)
+                rest, line = best_finished(rest)
+                notes.append(line)
             rest = rest.reset_index(drop=True)
             rest.attrs = {**self.runs.attrs, "notes": notes}
             self.laws[key] = fit_law(rest, self.form, floor=self.floor, bootstrap=self.bootstrap)
@@ -271,18 +268,10 @@ def find_predictions(options: argparse.Namespace) -> Path | None:
     return next((p for p in paths if p.is_file()), None)
 
 
-def floor_of(text: str | None, runs: pd.DataFrame) -> float | str | None:
-    if text is None or text in runs:
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"--floor={text}: is no number and no column of the runs") from None
-
-
 def main(args: Sequence[str]) -> int:
     """The command; see the module's docstring."""
     from analysis.scaling.forms import get_form
+    from analysis.table import floor_of
     from slm.files import private, shown, write_whole
     from slm.screen import say
     options = parser().parse_args(list(args))

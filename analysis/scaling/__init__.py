@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from analysis.scaling.checks import check_enough, fit_warnings, table_warnings
+from analysis.scaling.checks import check_enough, fit_warnings, misfit, table_warnings
 from analysis.scaling.fit import DELTA, POLISHED, Fit, fit_point
 from analysis.scaling.forms import Columns, Form, get_form, make_design
 from analysis.scaling.holdout import held_out
@@ -87,6 +87,11 @@ class Law:
         j = self.fit.jacobian()
         s = np.linalg.svd(j / np.maximum(np.linalg.norm(j, axis=0), 1e-300), compute_uv=False)
         return float((s[0] / max(s[-1], 1e-300)) ** 2)
+
+    @cached_property
+    def misfit(self) -> tuple[float, float] | None:
+        """How far the form misses the runs, beside what seeds move them; see checks.misfit."""
+        return misfit(self)
 
     @cached_property
     def coverage(self) -> dict:

@@ -127,10 +127,10 @@ def fit_warnings(law) -> list[str]:
 
     law: analysis.scaling.Law, with params, intervals, fit and resamples."""
     lines, form = [], law.form
-    missed = misfit(law)
-    if missed:
-        lines.append(f"the form misses these runs by {missed[0]:.1%} of their loss, seeds move "
-                     f"them by {missed[1]:.1%}: over this range they follow another law, and "
+    if law.misfit:
+        missed, seeds = law.misfit
+        lines.append(f"the form misses these runs by {missed:.1%} of their loss, seeds move "
+                     f"them by {seeds:.1%}: over this range they follow another law, and "
                      "intervals hold only for what the form says; leave out the smallest budgets, "
                      "or compare forms")
     if "E" in law.fit.design.names and law.params["E"] <= 0:

@@ -3,3 +3,10 @@
     python -m analysis.study            analysis/study-fables.md and its figures, from the records
     python -m analysis.study --train    the records first: sweeps, prediction, held-out run
 """
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+RUNS = HERE / "runs"
+PREDICTIONS = RUNS / "predictions.jsonl"
+HELD_OUT = "study-heldout"              # the spec of the run foretold, and how its name begins
+WIDE = 4e11                             # budgets above it: the runs that are past their first fall

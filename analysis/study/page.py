@@ -9,19 +9,16 @@ import numpy as np
 import pandas as pd
 
 from analysis import samples
-from analysis.scaling.checks import misfit
 from analysis.comparison.noise import seed_noise
-from analysis.scaling.optimal import Frontier, compute_optimal
+from analysis.plots.base import clustered
 from analysis.predict import outcomes, read_predictions
 from analysis.runs import load_history, load_runs, load_spec_of
 from analysis.scaling import Law, fit_law
+from analysis.scaling.optimal import Frontier, compute_optimal
+from analysis.study import HELD_OUT, HERE, PREDICTIONS, RUNS, WIDE
 
-HERE = Path(__file__).resolve().parent
-PREDICTIONS = HERE / "runs" / "predictions.jsonl"
-HELD_OUT = "study-heldout"              # how the held-out run's name begins
 DPI = 110
 SHORT = 900                             # steps
-WIDE = 4e11                             # budgets above it: the runs that are past their first fall
 
 
 @dataclass
@@ -43,7 +40,7 @@ class Study:
 
 
 def load() -> Study:
-    runs = load_runs(HERE / "runs")
+    runs = load_runs(RUNS)
     is_held_out = runs["run"].str.startswith(HELD_OUT)
     ladder = runs[~is_held_out].reset_index(drop=True)
     held_out = runs[is_held_out].reset_index(drop=True)
@@ -84,13 +81,17 @@ def write() -> list[Path]:
 def facts(study: Study) -> dict:
     """The fields of template.md."""
     runs, held = study.ladder, study.held_out.iloc[0]
+    val = json.loads((RUNS / held["run"] / "summary.json").read_text())["data"]["val"]
     noise = seed_noise(runs)
-    weights, order = (spread(runs, other) for other in ("data_seed", "seed"))
+    # a seed that is taken for a setting is held fixed: what is left is the other's noise
+    weights, order = (seed_noise(runs.rename(columns={seed: f"fixed.{seed}"})).log_sd
+                      for seed in ("data_seed", "seed"))
     return {
         "n_runs": len(runs) + len(study.held_out), "floor": study.floor, "n_ladder": len(runs),
         "widths": ", ".join(f"{w:g}" for w in sorted(runs["n_embd"].unique())),
-        "n_budgets": len(budgets(runs)), "c_low": f"{runs['flops'].min():.1g}",
-        "c_high": f"{runs['flops'].max():.1g}", "n_low": f"{runs['n_params'].min():,.0f}",
+        "n_budgets": len(np.unique(clustered(runs["flops"]))),
+        "c_low": f"{runs['flops'].min():.1g}", "c_high": f"{runs['flops'].max():.1g}",
+        "n_low": f"{runs['n_params'].min():,.0f}",
         "n_high": f"{runs['n_params'].max():,.0f}", "d_low": f"{runs['tokens'].min():,.0f}",
         "d_high": f"{runs['tokens'].max():,.0f}", "time": time_told(study),
         "noise": str(noise)[0].upper() + str(noise)[1:] + ".",
@@ -102,27 +103,14 @@ def facts(study: Study) -> dict:
             (f"without it and runs of under {SHORT} steps", study.long))),
         "verdict_all": verdict(study.free, study.floor, "The fit to all runs"),
         "verdict_late": verdict(study.late, study.floor, "Without the smallest budget, the fit"),
-        "verdict_long": verdict(study.long, study.floor, "Without those, the fit"), "short": SHORT,
-        "no_facts": no_facts(study), "held_above": held["loss"] - study.floor,
+        "verdict_long": verdict(study.long, study.floor, "Without those, the fit"),
+        "no_facts": no_facts(held, val), "held_above": held["loss"] - study.floor,
         "best_above": runs["loss"].min() - study.floor,
         "held_tokens": f"{held['tokens']:,.0f}", "held_flops": f"{held['flops']:.1g}",
         "reach": held["flops"] / runs["flops"].max(),
         "forecasts": "\n".join(forecast_row(row) for _, row in study.forecast.iterrows()),
         "verdict_forecast": foretold(study), "frontier": spending(study),
-        "n_stories": "1,000"}
-
-
-def budgets(runs: pd.DataFrame) -> list[float]:
-    """The budgets of compute, smallest first (runs of one differ by a step's FLOPs)."""
-    return sorted(np.exp(np.log(runs["flops"]).round(1)).unique())
-
-
-def spread(runs: pd.DataFrame, fixed: str) -> float:
-    """Pooled standard deviation of log loss over the seeds that differ where `fixed` does not."""
-    logs = np.log(runs["loss"])
-    groups = logs.groupby([runs["n_embd"], np.log(runs["flops"]).round(1), runs[fixed]])
-    dof = (groups.size() - 1).sum()
-    return float(np.sqrt(((logs - groups.transform("mean")) ** 2).sum() / dof))
+        "n_stories": f"{val['documents']:,}"}
 
 
 def time_told(study: Study) -> str:
@@ -139,7 +127,7 @@ def fit_row(name: str, law: Law) -> str:
             return f"{value:.4f} (given)"
         low, high = law.intervals[key]
         return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-    missed = misfit(law)
+    missed = law.misfit
     words = f"{missed[0]:.1%}, seeds {missed[1]:.1%}" if missed else "no more than seeds do"
     return (f"| {name} | {law.runs['run'].nunique()} | {cell('E')} | {cell('alpha')} | "
             f"{cell('beta')} | {words} |")
@@ -148,7 +136,7 @@ def fit_row(name: str, law: Law) -> str:
 def verdict(law: Law, floor: float, what: str) -> str:
     low, high = law.intervals["E"]
     where = "holds" if low <= floor <= high else "does not hold"
-    missed = misfit(law)
+    missed = law.misfit
     found = law.params["E"]
     text = (f"{what} finds E = {found:.3f}, {found - floor:+.3f} from the floor; its 95 % interval "
             f"[{low:.3f}, {high:.3f}] {where} it.")
@@ -179,11 +167,10 @@ def foretold(study: Study) -> str:
             f"narrower, and the run lies {there} it.")
 
 
-def no_facts(study: Study) -> float:
-    """Nats per token that a reader who knows the grammar and no fact pays above the floor."""
-    row = study.held_out.iloc[0]
-    val = json.loads((HERE / "runs" / row["run"] / "summary.json").read_text())["data"]["val"]
-    world = samples.world(load_spec_of(row))
+def no_facts(run: pd.Series, val: dict) -> float:
+    """Nats per token that a reader who knows the grammar and no fact pays above the floor. val: of
+    the run's validation text, its documents and tokens."""
+    world = samples.world(load_spec_of(run))
     return sum(world.fact_nats()) / (val["tokens"] / val["documents"])
 
 

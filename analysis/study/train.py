@@ -5,19 +5,17 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
+from analysis.study import HELD_OUT, HERE, PREDICTIONS, RUNS, WIDE
 from slm.errors import UserError
 from slm.screen import say
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-HERE = Path(__file__).resolve().parent
-PREDICTIONS = HERE / "runs" / "predictions.jsonl"
+ROOT = HERE.parent.parent
 SWEEPS = ("sweeps/study-small.yaml", "sweeps/study-large.yaml")
-HELD_OUT = "experiments/study-heldout.yaml"
 # The first counts: without the smallest budget, as the warning of the fit to all runs advises. The
 # others say what a reader who knows the floor, or who reads no warnings, would have expected.
-FORECASTS = (("--where", "flops > 4e11"), ("--where", "flops > 4e11", "--floor", "floor"), ())
+LATE = ("--where", f"flops > {WIDE:.0e}")
+FORECASTS = (LATE, (*LATE, "--floor", "floor"), ())
 FOLDER = "runs/study"
 LINES = 100             # of metrics.jsonl that the repository keeps of a run
 
@@ -25,14 +23,15 @@ LINES = 100             # of metrics.jsonl that the repository keeps of a run
 def train() -> None:
     """Train what is missing (a second call goes on where the first stopped), predict, train the
     held-out run, and put the records beside this file. Raises UserError where a step fails."""
+    spec = f"experiments/{HELD_OUT}.yaml"
     for sweep in SWEEPS:
         command("-m", "slm.sweep", "run", sweep)
     if not PREDICTIONS.exists():       # a prediction is made once, and in advance
         gather()
         for recipe in FORECASTS:
-            command("-m", "analysis.predict", str(HERE / "runs"), "--spec", HELD_OUT,
+            command("-m", "analysis.predict", str(RUNS), "--spec", spec,
                     "--out", str(PREDICTIONS), *recipe)
-    command("run.py", HELD_OUT, f"--track.dir={FOLDER}-heldout")
+    command("run.py", spec, f"--track.dir={FOLDER}-heldout")
     gather()
 
 
@@ -50,7 +49,7 @@ def gather() -> None:
         for source in sorted((ROOT / f"{FOLDER}-{part}").glob("*/summary.json")):
             if json.loads(source.read_text())["status"] != "finished":
                 continue
-            target = HERE / "runs" / source.parent.name
+            target = RUNS / source.parent.name
             target.mkdir(parents=True, exist_ok=True)
             for name in ("spec.yaml", "summary.json", "samples.jsonl"):
                 shutil.copy(source.parent / name, target / name)
