@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from slm.adamw import Unwrapped
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)     # of the quintic, steepest at zero
 NS_STEPS = 5
 
@@ -32,7 +34,7 @@ def orthogonalize(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Unwrapped):
     """One optimiser for a whole model: learning-rate schedulers, GradScaler and state dicts work on
     it as on AdamW. Groups are marked by `muon` (bool).
 

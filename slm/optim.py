@@ -11,6 +11,7 @@ import torch
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, SequentialLR
 
+from slm.adamw import AdamW
 from slm.errors import UserError
 from slm.model import GPT
 from slm.muon import Muon
@@ -52,7 +53,7 @@ def make_optimizer(model: GPT, optim, device_type: str) -> torch.optim.Optimizer
     if optim.name == "muon":
         return Muon(groups, momentum=optim.muon_momentum, betas=betas, fused=fused)
     if optim.name == "adamw":
-        return torch.optim.AdamW(groups, betas=betas, fused=fused or None)   # None: torch chooses
+        return AdamW(groups, betas=betas, fused=fused or None)   # None: torch chooses
     raise UserError(f"optim.name={optim.name!r} is not one of adamw, muon")
 
 

@@ -21,9 +21,10 @@ def test_every_module_imports_without_the_heavy_packages():
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
-def test_a_training_run_mirrored_to_wandb_imports_none_of_it(tmp_path):
-    spec = write_spec(tmp_path, track__wandb="offline", train__steps=4)
+def test_a_training_run_imports_neither_wandb_nor_the_compiler(tmp_path):
+    """With W&B's mirror on, and with Muon, whose AdamW is used too."""
+    spec = write_spec(tmp_path, track__wandb="offline", train__steps=4, optim__name="muon")
     done = execute(f"import sys, run; c = run.main([{str(spec)!r}])\n"
-                   "print(c, 'wandb' in sys.modules)", tmp_path)
-    assert done.stdout.splitlines()[-1] == "0 False", done.stdout + done.stderr
+                   "print(c, 'wandb' in sys.modules, 'torch._dynamo' in sys.modules)", tmp_path)
+    assert done.stdout.splitlines()[-1] == "0 False False", done.stdout + done.stderr
     assert list((tmp_path / "runs").glob("*/wandb/offline-run-*"))

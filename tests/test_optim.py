@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 
+from slm.adamw import AdamW
 from slm.errors import UserError
 from slm.model import GPT
 from slm.muon import Muon, orthogonalize
@@ -174,6 +175,26 @@ def test_muon_leaves_the_rest_to_adamw():
                 g["lr"] = 0.0      # where they differ
         train(model, optimizer, 3)
     assert all(torch.equal(p, q) for p, q in zip(*(m.parameters() for m in models)))
+
+
+def test_adamw_is_torchs_bitwise():
+    """Weights and state, over groups with their own lr and decay."""
+    def train(cls):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        groups = [dict(params=[m.weight, m.bias], lr=lr, weight_decay=decay)
+                  for m, lr, decay in zip(net, (1e-2, 3e-3), (0.1, 0.0))]
+        optimizer = cls(groups, betas=(0.9, 0.95), fused=True)
+        for _ in range(5):
+            net(torch.randn(32, 8)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return list(net.parameters()), optimizer.state_dict()
+
+    ours, theirs = train(AdamW), train(torch.optim.AdamW)
+    assert all(torch.equal(a, b) for a, b in zip(ours[0], theirs[0]))
+    for i, state in theirs[1]["state"].items():
+        assert all(torch.equal(ours[1]["state"][i][name], value) for name, value in state.items())
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
