@@ -25,6 +25,7 @@ from slm.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = {  # name: (module:function, what, minutes on 2 cores)
     "train": ("training:steps", "a training step of the seed shape", 4),
+    "parity": ("parity:rows", "100 training steps from the same weights and batches", 3),
     "memory": ("training:memory", "peak memory of that step", 1),
     "text": ("text:rows", "text to tokens", 3),
     "write": ("writing:rows", "generation", 5),

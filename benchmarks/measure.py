@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Callable, Sequence
 
 SMALL_IS_GOOD = {"ms": True, "s": True, "µs": True, "MB": True, "MB/s": False, "tokens/s": False,
-                 "% of peak": False, "% of a step": True, "%": True, "% off": True}
+                 "% of peak": False, "% of a step": True, "%": True, "% off": True, "nats": True}
 
 
 @dataclass(frozen=True)

@@ -52,18 +52,32 @@ def make_model(folder: str, shape: dict, weights: dict | None = None):
     return model
 
 
+def from_train(folder: str, name: str, names: dict) -> Callable:
+    """A function of its train.py, which can't be imported without training. names: the globals
+    that the function reads."""
+    source = (Path(folder) / "train.py").read_text()
+    found = [node for node in ast.parse(source).body
+             if isinstance(node, ast.FunctionDef) and node.name == name]
+    exec(compile(ast.Module(found, []), name, "exec"), names)
+    return names[name]
+
+
 def get_batch(folder: str, data_dir: Path, batch_size: int, block_size: int) -> Callable:
-    """The get_batch of its train.py, which can't be imported without training."""
+    """The get_batch of its train.py."""
     import os
 
     import torch
-    source = (Path(folder) / "train.py").read_text()
-    found = [node for node in ast.parse(source).body
-             if isinstance(node, ast.FunctionDef) and node.name == "get_batch"]
-    names = {"os": os, "np": np, "torch": torch, "data_dir": str(data_dir), "device": "cpu",
-             "device_type": "cpu", "batch_size": batch_size, "block_size": block_size}
-    exec(compile(ast.Module(found, []), "get_batch", "exec"), names)
-    return names["get_batch"]
+    return from_train(folder, "get_batch", {
+        "os": os, "np": np, "torch": torch, "data_dir": str(data_dir), "device": "cpu",
+        "device_type": "cpu", "batch_size": batch_size, "block_size": block_size})
+
+
+def get_lr(folder: str, peak: float, warmup: int, steps: int, final: float) -> Callable:
+    """The get_lr of its train.py: step -> learning rate, a cosine from peak to final * peak."""
+    import math
+    return from_train(folder, "get_lr", {
+        "math": math, "learning_rate": peak, "warmup_iters": warmup, "lr_decay_iters": steps,
+        "min_lr": final * peak})
 
 
 def substituted(file: Path, *changes: tuple[str, str]) -> str:

@@ -20,11 +20,13 @@ LR, WEIGHT_DECAY, BETAS, CLIP = 6e-4, 0.1, (0.9, 0.95), 1.0
 SEED_SHAPE = dict(n_layer=4, n_head=8, n_embd=256, block_size=128)
 TINY_SHAPE = dict(n_layer=1, n_head=2, n_embd=32, block_size=32)
 BATCH = 12
-STEPS = 64  # for which there are batches
+STEPS = 100  # for which there are batches
 
 
-def make_inputs(folder: str, shape: dict[str, int], batch: int = BATCH) -> Any:
-    """A child's work: weights.pt, tokens.bin and starts.npy, read by all sides."""
+def make_inputs(folder: str, shape: dict[str, int], batch: int = BATCH,
+                fables: bool = False) -> Any:
+    """A child's work: weights.pt, tokens.bin and starts.npy, read by all sides. Tokens are drawn
+    at random, or with `fables` those of stories, as many ids as the shape has."""
     def work() -> None:
         import torch
         from slm.loader import Loader
@@ -32,9 +34,17 @@ def make_inputs(folder: str, shape: dict[str, int], batch: int = BATCH) -> Any:
         from slm.shape import GPTConfig
         torch.save(GPT(GPTConfig(**shape, bias=False)).state_dict(), f"{folder}/weights.pt")
         v, t = shape["vocab_size"], shape["block_size"]
-        p = 1 / (np.arange(v) + 3.0)               # like words: there is something to learn
-        tokens = np.random.default_rng(0).choice(v, 200_000, p=p / p.sum()).astype(np.uint16)
-        tokens.tofile(f"{folder}/tokens.bin")
+        if fables:
+            from slm.prepare import prepare
+            from slm.spec import load_spec
+            data = {"tokenizer": f"bpe:{v}", "cache": f"{folder}/prepared",
+                    "fables": {"stories": 4000, "val_stories": 50}}
+            tokens = np.asarray(prepare(load_spec([], {"data": data, "train": {"steps": 1}}).data)
+                                .train)
+        else:
+            p = 1 / (np.arange(v) + 3.0)           # like words: there is something to learn
+            tokens = np.random.default_rng(0).choice(v, 200_000, p=p / p.sum())
+        tokens.astype(np.uint16).tofile(f"{folder}/tokens.bin")
         loader = Loader(tokens, t, batch, seed=0)
         np.save(f"{folder}/starts.npy", np.stack([loader.starts(i) for i in range(STEPS)]))
     return work
@@ -42,10 +52,12 @@ def make_inputs(folder: str, shape: dict[str, int], batch: int = BATCH) -> Any:
 
 class OurStep:
     """slm.train.Trainer.train_step. folder: of make_inputs; None: own weights, random tokens.
-    preset, optimizer, and keys of the spec's `device` section: as in the spec."""
+    preset, optimizer, and keys of the spec's `device` section: as in the spec. schedule: None for
+    a constant rate, else (warm-up steps, steps, final rate / LR) of a cosine."""
 
     def __init__(self, shape: dict[str, int], folder: str | None = None, batch: int = BATCH,
-                 preset: str = "gpt2", optimizer: str = "adamw", **device: Any) -> None:
+                 preset: str = "gpt2", optimizer: str = "adamw",
+                 schedule: tuple[int, int, float] | None = None, **device: Any) -> None:
         import torch
         from slm.cost import memory_bytes
         from slm.device import setup
@@ -53,11 +65,16 @@ class OurStep:
         from slm.spec import load_spec
         from slm.train import Trainer
         model = {k: v for k, v in shape.items() if k != "vocab_size"}
+        rate, horizon = {"schedule": "constant", "warmup": 0}, 10_000
+        if schedule:
+            warmup, horizon, final = schedule
+            rate = {"schedule": "cosine", "final_lr": final,
+                    "warmup_tokens": warmup * batch * shape["block_size"]}
         spec = load_spec([], {
             "model": {**model, "preset": preset, "bias": False}, "device": device,
-            "train": {"batch_tokens": batch * shape["block_size"], "steps": 10_000},
+            "train": {"batch_tokens": batch * shape["block_size"], "steps": horizon},
             "optim": {"name": optimizer, "lr": LR, "weight_decay": WEIGHT_DECAY, "grad_clip": CLIP,
-                      "beta1": BETAS[0], "beta2": BETAS[1], "schedule": "constant", "warmup": 0}})
+                      "beta1": BETAS[0], "beta2": BETAS[1], **rate}})
         plan = make_plan(spec, shape["vocab_size"])
         self.estimate_bytes = memory_bytes(plan.config, plan.micro_batch,
                                            optimizer=optimizer)["total"]
@@ -88,12 +105,13 @@ def prepared(folder: str | None, vocab_size: int) -> SimpleNamespace:
 
 
 class NanoGPTStep:
-    """The step of nanoGPT's train.py: its batch, model, clipping and optimiser, on the CPU."""
+    """The step of nanoGPT's train.py: its batch, model, clipping and optimiser, on the CPU.
+    schedule: as OurStep's, by its get_lr."""
 
     def __init__(self, nanogpt: str, shape: dict[str, int], folder: str | None = None,
-                 batch: int = BATCH) -> None:
+                 batch: int = BATCH, schedule: tuple[int, int, float] | None = None) -> None:
         import torch
-        from benchmarks.peer import make_model
+        from benchmarks.peer import get_lr, make_model
         weights = torch.load(f"{folder}/weights.pt") if folder else None
         self.model = make_model(nanogpt, shape, weights)
         self.optimizer = self.model.configure_optimizers(WEIGHT_DECAY, LR, BETAS, "cpu")
@@ -103,6 +121,7 @@ class NanoGPTStep:
         self.starts = np.load(f"{folder}/starts.npy") if folder else \
             rng.integers(0, len(self.tokens) - self.length - 1, (STEPS, batch))
         self.step = 0
+        self.rate = get_lr(nanogpt, LR, *schedule) if schedule else lambda step: LR
 
     def batch(self, shift: int):
         import torch
@@ -112,6 +131,8 @@ class NanoGPTStep:
     def __call__(self) -> dict[str, float]:
         import torch
         x, y = self.batch(0), self.batch(1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(self.step)
         self.step += 1
         _, loss = self.model(x, y)
         loss.backward()
