@@ -11,7 +11,8 @@ from analysis.table import SAME, usable
 SEEDS = ("seed", "data_seed", "train.seed", "data.seed")
 SETTINGS = ("n_layer", "n_head", "n_embd", "tokens", "lr", "muon_lr", "batch_tokens",
             "warmup_tokens", "weight_decay", "dropout", "schedule", "optimizer", "preset",
-            "parametrization", "tied", "block_size", "tokenizer", "vocab_size", "corpus",
+            "parametrization", "norm", "position", "activation", "qk_norm", "bias", "tied",
+            "zero_init", "block_size", "tokenizer", "vocab_size", "corpus",
             "eval_mode", "unique_tokens", "head_size", "d_ff", "n_params")
 SHAPE = ("n_params", "head_size", "d_ff", "vocab_size")     # follow from other settings
 NOT_SETTINGS = ("track.", "device.", "sample.")             # sections that change no loss

@@ -34,6 +34,8 @@ FACTS = {
     "d_ff": ("shape.d_ff", "model.d_ff"), "block_size": ("shape.block_size", "model.block_size"),
     "vocab_size": ("shape.vocab_size", None), "tied": ("shape.tied", "model.tied"),
     "preset": ("shape.preset", "model.preset"),
+    **{name: (f"shape.{name}", f"model.{name}") for name in
+       ("norm", "position", "activation", "qk_norm", "bias", "zero_init")},
     "parametrization": ("init.parametrization", "model.parametrization"),
     "dropout": ("shape.dropout", "model.dropout"),
     "optimizer": ("optim.name", "optim.name"), "lr": ("optim.lr", "optim.lr"),
@@ -58,11 +60,13 @@ COLUMNS = tuple("""
     bits_per_byte best_loss train_loss time_sec tokens_per_sec steps
     horizon_tokens unique_tokens epochs
     n_layer n_head n_embd head_size d_ff block_size vocab_size tied preset parametrization dropout
+    norm position activation qk_norm bias zero_init
     optimizer lr muon_lr schedule warmup_tokens batch_tokens weight_decay
     corpus tokenizer eval_mode val_sha256 seed data_seed
     params_total params_non_embedding params_blocks
     identity group hardware precision git_sha slm_version torch_version where""".split())
-WORDS = {*OWN, "tied", "preset", "parametrization", "optimizer", "schedule", "corpus", "tokenizer",
+WORDS = {*OWN, "tied", "preset", "norm", "position", "activation", "qk_norm", "bias", "zero_init",
+         "parametrization", "optimizer", "schedule", "corpus", "tokenizer",
          "eval_mode", "val_sha256", "hardware", "precision", "git_sha", "slm_version",
          "torch_version"}
 
