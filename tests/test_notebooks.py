@@ -23,13 +23,14 @@ from slm.prepare import open_prepared
 from slm.spec import load_spec, parse_arguments
 
 FOLDER = ROOT / "analysis"
-ANALYSIS = ("compare", "scaling", "samples")
+ANALYSIS = ("compare", "scaling", "samples", "transfer")
 NAMES = ("walkthrough", *ANALYSIS)
 SMALL = {
     "compare": "",
     "scaling": "BOOTSTRAP = 200",
-    "samples": 'WHERE, STORIES = "n_embd >= 96", 300'}
-FIGURES = {"compare": 5, "scaling": 8, "samples": 2}
+    "samples": 'WHERE, STORIES = "n_embd >= 96", 300',
+    "transfer": ""}
+FIGURES = {"compare": 5, "scaling": 8, "samples": 2, "transfer": 1}
 LONGEST = 15
 
 

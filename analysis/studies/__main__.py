@@ -1,0 +1,30 @@
+"""The command of the studies; see the package."""
+import argparse
+import importlib
+import sys
+
+from analysis.studies import STUDIES
+from slm.errors import UserError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m analysis.studies", allow_abbrev=False,
+                                     description="write the page of a study from its records")
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--train", action="store_true", help="train its runs first (what is done "
+                        "already is not done again); the sweep files say how long it takes")
+    options = parser.parse_args()
+    study = importlib.import_module(f"analysis.studies.{options.study}")
+    try:
+        if options.train:
+            study.train()
+        for path in study.write():
+            print(path)
+    except UserError as e:
+        print(e, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

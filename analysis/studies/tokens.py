@@ -1,0 +1,186 @@
+"""How many tokens do the modern preset and Muon need to reach the loss of GPT-2's preset, and what
+is each switch of the preset worth?"""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.comparison.noise import seed_noise
+from analysis.plots import base as look
+from analysis.studies import HERE, records
+
+SWEEPS = ["tokens-fables", "tokens-stories", "switches"]
+PLAIN = dict(norm="layernorm", position="learned", activation="gelu", qk_norm=False, bias=True,
+             tied=True, zero_init=False)                # the gpt2 preset
+SWITCHES = list(PLAIN)
+COLUMNS = ["preset", "optimizer", "n_embd", "lr", "seed", "tokens", "loss", "loss_se", "n_params",
+           "flops", "time_sec", "corpus", "tokenizer", *SWITCHES]
+PAGE = HERE.parent / "study-tokens.md"
+TEMPLATE = HERE / "tokens.template.md"
+REFERENCE = ("gpt2", "adamw")
+NAMES = {("gpt2", "muon"): "gpt2 with Muon", ("modern", "adamw"): "modern with AdamW",
+         ("modern", "muon"): "modern with Muon"}
+COLOURS = {("gpt2", "muon"): look.ORANGE, ("modern", "adamw"): look.BLUE,
+           ("modern", "muon"): look.GREEN}
+CORPORA = {"fables": "fables", "tinystories": "TinyStories", "files": "TinyStories"}
+REACH = 0.6                 # of the tokens: what the project hoped for
+
+
+def train() -> None:
+    records.train(SWEEPS)
+    records.gather("tokens", SWEEPS, COLUMNS)
+
+
+def load() -> pd.DataFrame:
+    return records.load("tokens")
+
+
+def tuned(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with the best learning rate (by mean loss over seeds) of each corpus, width, preset,
+    optimiser and horizon; `edge`: that rate is the least or largest of those tried."""
+    parts = []
+    for _, cell in runs.groupby(["corpus", "n_embd", "preset", "optimizer", "tokens"]):
+        means = cell.groupby("lr")["loss"].agg(lambda x: x.mean(skipna=False))
+        best = means.idxmin()
+        edge = best in (means.index.min(), means.index.max())
+        parts.append(cell[cell["lr"] == best].assign(edge=edge))
+    return pd.concat(parts, ignore_index=True)
+
+
+def tokens_to_reach(tokens: np.ndarray, loss: np.ndarray, target: float) -> float:
+    """Tokens at which a curve comes down to a loss: linear in log tokens and log loss between the
+    two horizons around it.
+
+    tokens, loss: (n,), a run's horizons, each decayed to its own end. Returns inf where the last
+    is still above the target, -inf where the first is below it (fewer than were tried)."""
+    order = np.argsort(tokens)
+    tokens, loss = np.asarray(tokens, float)[order], np.asarray(loss, float)[order]
+    if loss[-1] > target:
+        return np.inf
+    if loss[0] <= target:
+        return -np.inf
+    i = int(np.flatnonzero(loss <= target)[0])
+    part = np.log(loss[i - 1] / target) / np.log(loss[i - 1] / loss[i])
+    return float(tokens[i - 1] * (tokens[i] / tokens[i - 1]) ** part)
+
+
+def shares(runs: pd.DataFrame) -> pd.DataFrame:
+    """Tokens needed for the reference's final loss, as a share of the reference's.
+
+    Returns a row per (corpus, n_embd, preset, optimizer) but the reference: n_params, target (mean
+    final loss of the reference), share (of the mean curve over seeds), by_seed (list; a seed's own
+    curve against the same target), loss (mean at the full horizon), edge."""
+    rows, best = [], tuned(runs)
+    for (corpus, width), part in best.groupby(["corpus", "n_embd"]):
+        full = part["tokens"].max()
+        is_reference = (part["preset"] == REFERENCE[0]) & (part["optimizer"] == REFERENCE[1])
+        ends = part[is_reference & (part["tokens"] == full)]
+        target = ends["loss"].mean()
+        for (preset, optimizer), cell in part[~is_reference].groupby(["preset", "optimizer"]):
+            mean = cell.groupby("tokens")["loss"].mean()
+            own = [tokens_to_reach(s["tokens"], s["loss"], target) / full
+                   for _, s in cell.groupby("seed")]
+            rows.append(dict(corpus=corpus, n_embd=width, preset=preset, optimizer=optimizer,
+                             n_params=ends["n_params"].iloc[0], target=target,
+                             share=tokens_to_reach(mean.index, mean, target) / full,
+                             by_seed=sorted(own), loss=mean.iloc[-1], edge=cell["edge"].any(),
+                             least=mean.index.min() / full,
+                             reference_edge=ends["edge"].any()))
+    return pd.DataFrame(rows)
+
+
+def switch_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Each switch on its own: its best learning rate, mean loss over seeds, the difference to the
+    plain preset (the row without any), twice its standard error by the pooled noise of seeds."""
+    rows = []
+    for values, part in runs.groupby(SWITCHES, dropna=False):
+        changed = {k: v for k, v in zip(SWITCHES, values) if v != PLAIN[k]}
+        means = part.groupby("lr")["loss"].agg(lambda x: x.mean(skipna=False))
+        best = means.idxmin()
+        rows.append(dict(switch=", ".join(f"{k}={str(v).lower()}" for k, v in changed.items())
+                         or "none (gpt2)", lr=best, loss=means[best], n=(part["lr"] == best).sum(),
+                         edge=best in (means.index.min(), means.index.max()), changed=len(changed)))
+    table = pd.DataFrame(rows).sort_values(["changed", "loss"]).reset_index(drop=True)
+    table["difference"] = table["loss"] - table["loss"][table["changed"] == 0].iloc[0]
+    noise = seed_noise(runs.assign(status="finished"))
+    table["twice_se"] = 2 * noise.sd * np.sqrt(2 / table["n"])
+    return table
+
+
+def draw(runs: pd.DataFrame) -> list[Path]:
+    """tokens.png: the share of tokens over model size, a panel for each corpus; its path."""
+    path = HERE / "tokens.png"
+    path.write_bytes(look.to_png(figure(shares(runs[runs["sweep"] != "switches"])), dpi=110))
+    return [path]
+
+
+@look.styled
+def figure(table: pd.DataFrame):
+    """Share of the reference's tokens against N; points are seeds, lines the mean curve's."""
+    corpora = list(dict.fromkeys(table["corpus"]))
+    fig, axes = look.canvas(None, 1, len(corpora), height=4.0, sharey=True)
+    for ax, corpus in zip(axes, corpora):
+        for key, part in table[table["corpus"] == corpus].groupby(["preset", "optimizer"]):
+            part = part.sort_values("n_params")
+            least = part["least"].iloc[0]
+            y = part["share"].replace(-np.inf, least)
+            ax.plot(part["n_params"], y, color=COLOURS[key], label=NAMES[key])
+            for r in part.itertuples():
+                own = [max(x, least) for x in r.by_seed if np.isfinite(max(x, least))]
+                look.dots(ax, [r.n_params] * len(own), own, COLOURS[key])
+        ax.axhline(1, color=look.GREY, linewidth=0.8)
+        ax.axhline(REACH, color=look.GREY, linewidth=0.8, linestyle="--")
+        look.log_axis(ax, "x", "n_params")
+        ax.set_title(CORPORA.get(corpus, corpus))
+    axes[0].set_ylim(0, None)
+    axes[0].set_ylabel("tokens to gpt2's final loss,\nas a share of gpt2's tokens")
+    axes[-1].legend(loc="best")
+    look.caption(fig, "points: seeds; lines: mean over seeds; dashed: 60 %",
+                 f"{table['least'].min():.0%} is the shortest horizon trained: at or below it")
+    return fig
+
+
+def write() -> list[Path]:
+    """Draw the figure and write the page; the paths. Raises UserError without records."""
+    PAGE.write_text(text(), encoding="utf-8")
+    return [PAGE, *draw(load())]
+
+
+def text() -> str:
+    """The page, from the records."""
+    return TEMPLATE.read_text(encoding="utf-8").format(**facts(load()))
+
+
+def facts(runs: pd.DataFrame) -> dict:
+    """The fields of the template."""
+    main, alone = runs[runs["sweep"] != "switches"], runs[runs["sweep"] == "switches"]
+    table, switches = shares(main), switch_table(alone)
+    full = main["tokens"].max()
+    return {
+        "n_runs": len(runs), "n_seeds": main["seed"].nunique(),
+        "sweeps": "`, `sweeps/".join(f"{name}.yaml" for name in runs["sweep"].unique()),
+        "minutes": f"{runs['time_sec'].sum() / 60:.0f}",
+        "tokens": f"{full:,.0f}",
+        "widths": ", ".join(f"{w:g}" for w in sorted(main["n_embd"].unique())),
+        "rates": ", ".join(f"{x:g}" for x in sorted(main["lr"].unique())),
+        "table": "\n".join(share_row(r) for r in table.itertuples()),
+        "switches": "\n".join(switch_row(r) for r in switches.itertuples()),
+        "twice_se": f"{switches['twice_se'].iloc[0]:.3f}"}
+
+
+def share_row(r) -> str:
+    """A line of the table of shares."""
+    def told(x: float) -> str:
+        return "not reached" if x == np.inf else f"< {r.least:.0%}" if x == -np.inf else f"{x:.0%}"
+    return (f"| {CORPORA.get(r.corpus, r.corpus)} | {r.n_embd:g} | {r.n_params:,.0f} | "
+            f"{NAMES[r.preset, r.optimizer]} | {told(r.share)} | "
+            f"{', '.join(told(x) for x in r.by_seed)} | {r.target:.3f} | {r.loss:.3f} | "
+            f"{'rate at the edge' if r.edge or r.reference_edge else ''} |")
+
+
+def switch_row(r) -> str:
+    """A line of the table of switches."""
+    edge = " (edge)" if r.edge else ""
+    return f"| {r.switch} | {r.lr:g}{edge} | {r.loss:.3f} | {r.difference:+.3f} |"

@@ -1,0 +1,66 @@
+"""The short studies: pages follow from their records, and measures from known answers."""
+import importlib
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny import ROOT
+
+from analysis.studies import STUDIES, tokens, transfer
+
+NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_page_follows_from_the_records(name):
+    study = importlib.import_module(f"analysis.studies.{name}")
+    made, kept = study.text(), study.PAGE.read_text(encoding="utf-8")
+    assert NUMBER.sub("#", made) == NUMBER.sub("#", kept)
+    numbers = ([float(x.replace(",", "")) for x in NUMBER.findall(text)] for text in (made, kept))
+    for a, b in zip(*numbers, strict=True):
+        assert abs(a - b) <= 0.01 * max(abs(a), abs(b)) + 0.002, (a, b)
+    for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", kept):
+        assert 5_000 < (ROOT / "analysis" / name).stat().st_size < 200_000
+
+
+def curves(corpus: str, speed: dict, noise: float = 0.0) -> pd.DataFrame:
+    """Runs of losses 2 (tokens speed / 1e5)^-0.3: a setting with speed k needs 1/k of the tokens.
+    The middle rate is best, and each other 10 % worse."""
+    rng, rows = np.random.default_rng(0), []
+    for (preset, optimizer), k in speed.items():
+        for width in (32, 64):
+            for lr, worse in ((2.5e-3, 1.1), (6e-3, 1.0), (1.6e-2, 1.1)):
+                for seed in range(3):
+                    for t in (40_960, 81_920, 163_840):
+                        loss = 2 * (t * k / 1e5) ** -0.3 * worse * np.exp(rng.normal(0, noise))
+                        rows.append(dict(corpus=corpus, preset=preset, optimizer=optimizer,
+                                         n_embd=width, lr=lr, seed=seed, tokens=t, loss=loss,
+                                         n_params=24 * width**2))
+    return pd.DataFrame(rows)
+
+
+def test_the_share_of_tokens_is_the_one_that_was_put_in():
+    speed = {("gpt2", "adamw"): 1, ("gpt2", "muon"): 0.9, ("modern", "adamw"): 2,
+             ("modern", "muon"): 5}
+    table = tokens.shares(curves("fables", speed)).set_index(["preset", "optimizer"])["share"]
+    assert table["modern", "adamw"].to_numpy() == pytest.approx(0.5)
+    assert np.isposinf(table["gpt2", "muon"]).all()          # never comes down to it
+    assert np.isneginf(table["modern", "muon"]).all()        # before the first horizon
+    noisy = tokens.shares(curves("fables", speed, noise=0.01))
+    row = noisy[(noisy["preset"] == "modern") & (noisy["optimizer"] == "adamw")].iloc[0]
+    assert row["share"] == pytest.approx(0.5, abs=0.05) and len(row["by_seed"]) == 3
+
+
+def test_the_best_rate_of_each_width_and_what_a_narrow_models_rate_costs():
+    """Parabolas in log2 lr whose minimum falls with width under sp and stays under mup."""
+    rows = [dict(parametrization=kind, n_embd=width, lr=2.0**i, seed=seed,
+                 loss=2 + (i - best(width)) ** 2 / 10)
+            for kind, best in (("sp", lambda d: -5 - np.log2(d / 32)), ("mup", lambda d: -5))
+            for width in (32, 64, 128) for i in range(-8, -3) for seed in (0, 1)]
+    best = transfer.best_rates(pd.DataFrame(rows)).set_index(["parametrization", "n_embd"])
+    assert list(np.log2(best.loc["sp", "lr"])) == [-5, -6, -7]
+    assert best.loc[("sp", 128), "narrow_cost"] == pytest.approx(0.4 / 2)
+    assert transfer.steps_moved(best.reset_index(), "sp") == 2
+    assert transfer.steps_moved(best.reset_index(), "mup") == 0
+    assert not best["edge"].any()
