@@ -119,15 +119,20 @@ class Attention(nn.Module):
         self.c_proj = Linear(config.n_embd, config.n_embd, config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None,
-                cache: KVCache | None) -> Tensor:
-        """x (b, t, d) -> (b, t, d)."""
+    def heads(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, ...]:
+        """Queries, keys and values of x (b, t, d) as the softmax meets them, (b, h, t, k) each."""
         q, k, v = (rearrange(z, "b t (h k) -> b h t k", h=self.n_head)
                    for z in self.c_attn(x).chunk(3, dim=-1))
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         if self.qk_norm:
             q, k = F.rms_norm(q, q.shape[-1:], eps=1e-6), F.rms_norm(k, k.shape[-1:], eps=1e-6)
+        return q, k, v
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None,
+                cache: KVCache | None) -> Tensor:
+        """x (b, t, d) -> (b, t, d)."""
+        q, k, v = self.heads(x, rotary)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)            # (b, h, s, k)
         y = F.scaled_dot_product_attention(

@@ -178,6 +178,9 @@ class Track(Section):
     group: Optional[str] = key(None, "W&B group", identity=False)
     tags: list[str] = key([], "W&B tags", identity=False)
     log_interval: int = key(10, "steps between lines of metrics.jsonl", gt=0, identity=False)
+    dynamics_interval: int = key(
+        0, "steps between measurements of the gradient noise scale, update sizes, attention entropy"
+        " and loss by position (each costs about two steps); 0: never", ge=0, identity=False)
     checkpoint_interval: Optional[Annotated[int, Field(ge=0)]] = key(
         None, "steps between checkpoints; 0: only at the end; left out: ten in the run",
         identity=False)

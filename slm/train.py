@@ -15,6 +15,7 @@ import torch
 
 from slm import checkpoint
 from slm.device import Machine, peak_flops
+from slm.dynamics import announce, measured_step
 from slm.errors import UserError
 from slm.evaluate import evaluate
 from slm.generate import Writer
@@ -55,6 +56,7 @@ class Trainer:
         self.model.loss_impl, why = choose_loss(spec.device.loss, machine.type,
                                                 plan.config.vocab_size)
         say(f"loss {self.model.loss_impl} ({why})")
+        announce(spec.track.dynamics_interval, plan, machine.world)
         self.net = torch.compile(self.model, dynamic=False) if machine.compile else self.model
         if machine.world > 1:
             ids = [machine.device.index] if machine.type == "cuda" else None
@@ -224,7 +226,7 @@ class Trainer:
             bar.update(0, self.latest)
         started, busy = time.monotonic(), 0.0
         while self.step < plan.steps:
-            self.train_step()
+            busy += measured_step(self)
             logged = evaluated = False
             if self.due(spec.track.log_interval):
                 self.log(time.monotonic() - started - busy)
