@@ -13,9 +13,9 @@ metrics.jsonl beside that step's loss.
     dynamics/loss_at/<k>               nats per token of targets that see more than k/2 and up to k
                                        tokens of their window
 
-All but the update are of the weights before the step and of the step's whole batch, which they have
-not seen yet, without dropout. Under torchrun each rank measures its share and the sums are added
-up. Nothing that training reads is touched: no .grad, no buffer, no random number.
+All but the update are of the weights before the step and of the step's whole batch (new to them
+in the first epoch), without dropout. Under torchrun each rank measures its share and the sums are
+added up. Nothing that training reads is touched: no .grad, no buffer, no random number.
 
 |G|^2 of one step is an estimate with a large error and may be negative; average it and tr(Sigma)
 over steps before dividing (McCandlish et al. 2018, appendix A.1). plots.plot_dynamics does.

@@ -8,6 +8,7 @@ Rules: a point is a run (seeds apart, never only a mean); log axes say 10M and 1
 edge of what was tried are hollow; colours can be told apart by colour-blind readers and in print.
 """
 from analysis.plots.base import Picture, caption, style, to_png, to_svg, without_caption
+from analysis.plots.dynamics import plot_dynamics
 from analysis.plots.fit import bootstrap_pairs, conventions, residuals
 from analysis.plots.heldout import extrapolation
 from analysis.plots.laws import contours, isoflop, optimum
@@ -15,5 +16,6 @@ from analysis.plots.runs import loss_curves, loss_vs
 from analysis.plots.sweeps import heat_maps, lr_curves, samples_table
 
 __all__ = ["Picture", "bootstrap_pairs", "caption", "contours", "conventions", "extrapolation",
-           "heat_maps", "isoflop", "loss_curves", "loss_vs", "lr_curves", "optimum", "residuals",
-           "samples_table", "style", "to_png", "to_svg", "without_caption"]
+           "heat_maps", "isoflop", "loss_curves", "loss_vs", "lr_curves", "optimum",
+           "plot_dynamics", "residuals", "samples_table", "style", "to_png", "to_svg",
+           "without_caption"]
