@@ -28,9 +28,9 @@ NAMES = ("walkthrough", *ANALYSIS)
 SMALL = {
     "compare": "",
     "scaling": "BOOTSTRAP = 200",
-    "samples": 'WHERE, STORIES = "n_embd >= 96", 300',
+    "samples": 'WHERE, STORIES, TRAIN = "n_embd >= 96", 300, 10_000',
     "transfer": ""}
-FIGURES = {"compare": 5, "scaling": 8, "samples": 2, "transfer": 1}
+FIGURES = {"compare": 5, "scaling": 8, "samples": 6, "transfer": 1}
 LONGEST = 15
 
 
