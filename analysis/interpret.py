@@ -265,10 +265,11 @@ def small_model(train_tokens: int) -> tuple[Writer, dict, str]:
         done = subprocess.run(
             [sys.executable, "run.py", "experiments/modern.yaml", "--model.n_layer=2",
              "--model.n_head=4", "--model.n_embd=64", "--data.tokenizer=bpe:512",
-             "--data.fables.stories=4000", "--data.fables.facts=300", "--train.batch_tokens=512",
-             f"--train.tokens={train_tokens}", "--train.eval_interval=0", "--sample.prompts=[]",
-             "--track.wandb=disabled", "--track.name=small", f"--track.dir={home}/runs",
-             f"--data.cache={home}/data"], cwd=ROOT, capture_output=True, text=True)
+             "--data.fables.stories=4000", "--data.fables.facts=300", "--data.eval_tokens=5000",
+             "--train.batch_tokens=512", f"--train.tokens={train_tokens}",
+             "--train.eval_interval=0", "--sample.prompts=[]", "--track.wandb=disabled",
+             "--track.name=small", f"--track.dir={home}/runs", f"--data.cache={home}/data"],
+            cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"the small model could not be trained: {done.stderr.strip()[-400:]}")
         row = load_runs(f"{home}/runs").iloc[0]

@@ -180,7 +180,7 @@ class Track(Section):
     log_interval: int = key(10, "steps between lines of metrics.jsonl", gt=0, identity=False)
     dynamics_interval: int = key(
         0, "steps between measurements of the gradient noise scale, update sizes, attention entropy"
-        " and loss by position (each costs about two steps); 0: never", ge=0, identity=False)
+        " and loss by position (each costs two to three steps); 0: never", ge=0, identity=False)
     checkpoint_interval: Optional[Annotated[int, Field(ge=0)]] = key(
         None, "steps between checkpoints; 0: only at the end; left out: ten in the run",
         identity=False)
