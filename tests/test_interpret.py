@@ -183,7 +183,7 @@ def test_figures_show_what_was_read(monkeypatch):
     deep = SimpleNamespace(attention=np.zeros((2, 30, 4, 4)), tokens=list("abcd"))
     fig = plots.attention_maps(deep)
     assert "4 of 60 heads" in fig.caption_text and len(fig.axes) == 5
-    assert fig.axes[1].get_title() == "layer 0, head 29"
+    assert fig.axes[1].get_title("left") == "layer 0, head 29"
 
 
 def test_passages_are_printed_as_they_are_on_the_colour_of_their_activation():
