@@ -89,6 +89,8 @@ def train(spec: Spec) -> int:
     prepared = prepare(spec.data)
     plan = make_plan(spec, prepared.tokenizer.vocab_size, prepared.meta["train"]["tokens"],
                      machine.world)
+    for name, how in plan.rules.items():
+        say(f"{name} {how}")
     with Record.open(folder, as_dict(spec), identity(spec), main=machine.is_main) as record:
         try:
             outcome = follow(spec, plan, prepared, machine, record)

@@ -13,7 +13,7 @@ def describe_run(spec, plan, meta: dict, machine) -> dict[str, Any]:
 
     spec: a resolved Spec; plan: its slm.plan.Plan; meta: of the prepared tokens (meta.json);
     machine: a slm.device.Machine. No path, host or user name in it."""
-    c, o, train = plan.config, spec.optim, meta["train"]
+    c, o, train = plan.config, plan.optim, meta["train"]
     unique = train["tokens"]
     return {
         "params": plan.params,
@@ -35,6 +35,7 @@ def describe_run(spec, plan, meta: dict, machine) -> dict[str, Any]:
                   "final_lr": o.final_lr, "weight_decay": o.weight_decay, "beta1": o.beta1,
                   "beta2": o.beta2, "eps": o.eps, "muon_momentum": o.muon_momentum,
                   "grad_clip": o.grad_clip},
+        "rules": plan.rules,
         "init": {"init_std": c.init_std, "parametrization": c.parametrization,
                  "base_width": c.base_width, "base_depth": c.base_depth,
                  "base_head_size": c.base_head_size,

@@ -49,7 +49,7 @@ def section_names() -> frozenset[str]:
 
 
 def marks(key: str) -> dict:
-    """The project's own marks of a key: only_if, identity (slm/schema.py)."""
+    """The project's own marks of a key: only_if, any_of, identity (slm/schema.py)."""
     return fields()[key].json_schema_extra or {}
 
 
@@ -66,6 +66,8 @@ def _words(schema: dict) -> str:
     if "anyOf" in schema:
         kinds = [s for s in schema["anyOf"] if s.get("type") != "null"]
         return " or ".join(_words(s) for s in kinds)
+    if "const" in schema:
+        return str(schema["const"])
     if "enum" in schema:
         return "one of " + ", ".join(str(v).lower() if isinstance(v, bool) else str(v)
                                      for v in schema["enum"])
@@ -104,10 +106,15 @@ def literal(text: str) -> Any:
     return text
 
 
+def kinds_of(key: str) -> set[str]:
+    """The JSON types that a value may have. A word that stands for itself, as auto, is none."""
+    schema = value_schema(key)
+    return {s.get("type") for s in schema.get("anyOf", [schema]) if "const" not in s}
+
+
 def coerce(key: str, value: Any) -> Any:
     """The value as the schema's type. Raises ValueError where it can't be."""
-    annotation = value_schema(key)
-    kinds = {s.get("type") for s in annotation.get("anyOf", [annotation])}
+    annotation, kinds = value_schema(key), kinds_of(key)
     if isinstance(value, str) and value.strip().lower() in ("none", "null", "~"):
         value = None if "null" in kinds else value
     elif isinstance(value, str) and "integer" in kinds and value.strip():

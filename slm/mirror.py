@@ -28,6 +28,7 @@ import yaml
 
 from slm.errors import UserError
 from slm.files import is_locked, plain, private, shown
+from slm.lr_law import NAMED, read_law
 from slm.screen import say
 from slm.shape import round_up
 
@@ -136,6 +137,8 @@ def check_swept(config: dict[str, Any]) -> list[str]:
         got: Any = config
         for part in key.split("."):
             got = got.get(part) if isinstance(got, dict) else None
+        if key == "optim.lr_law" and want and got:
+            want = want if want in NAMED else str(read_law(want))
         if not _same(want, got) and not (got is None and _derived(key, want, config)):
             lines.append(f"the sweep asked for {key} = {want!r}, but this run has {got!r}")
     return lines
@@ -164,7 +167,7 @@ def _derived(key: str, want: Any, config: dict[str, Any]) -> bool:
         return d == float(want) * heads
     if key == "model.aspect_ratio":
         return d in {round_up(layers * float(want), m) for m in (64, d // heads, heads)}
-    return want is None
+    return want is None or str(want).lower() in ("none", "null", "~")
 
 
 # -- the mirror --------------------------------------------------------------------------------

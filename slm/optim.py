@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule from the spec's `optim` section.
+"""Optimiser and learning-rate schedule from the plan's `optim`: the spec's section, rules applied.
 
 Groups and their learning rates, decays and epsilons follow slm/parametrization.py: weight decay on
 matrices and embeddings, never on biases or gains.
@@ -21,7 +21,7 @@ from slm.parametrization import GROUPS, group_of, group_settings
 def param_groups(model: GPT, optim) -> list[dict]:
     """The model's parameters in the groups of slm.parametrization.GROUPS that it has.
 
-    optim: the spec's `optim` section. Each dict has name, params, lr, weight_decay and, for AdamW,
+    optim: the plan's `optim`. Each dict has name, params, lr, weight_decay and, for AdamW,
     eps; with optim.name='muon' also muon (bool). The groups are the same under every
     parametrization, so that equal settings give bitwise equal runs.
     """

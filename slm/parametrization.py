@@ -110,7 +110,7 @@ def rules(config: GPTConfig) -> dict[str, Rule]:
 def group_settings(config: GPTConfig, optim) -> dict[str, dict]:
     """What the optimiser is told for each tensor group.
 
-    optim: the spec's `optim` section. Returns {group: {optimizer, lr, weight_decay, eps}}, where
+    optim: the plan's `optim`. Returns {group: {optimizer, lr, weight_decay, eps}}, where
     eps is None for Muon.
     """
     settings = {}

@@ -3,19 +3,22 @@ time. No torch in here: a sweep plans a thousand points in seconds."""
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from slm.cost import count_params, flops_per_token, memory_bytes
 from slm.errors import ImpossiblePoint, UserError
 from slm.parametrization import depth_ratio, describe_groups, width_ratio
 from slm.resolve import gpt_config, sequences_per_pass
-from slm.schema import Spec
+from slm.rules import settings
+from slm.schema import Optim, Spec
 from slm.shape import GPTConfig
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A resolved spec with its numbers. Intervals in steps; 0 means never in between."""
+    """A resolved spec with its numbers. Intervals in steps; 0 means never in between. What trains
+    reads batch and `optim` from here: the spec's own may be what rules start from (slm/rules.py).
+    """
     config: GPTConfig
     params: dict[str, int]
     flops_per_token: dict[str, float]   # forward and backward, by convention
@@ -27,6 +30,8 @@ class Plan:
     sample_interval: int
     checkpoint_interval: int
     epoch_tokens: int | None            # tokens of the training data, where they are known
+    optim: Optim                        # the spec's, with the effective lr, muon_lr, weight_decay
+    rules: dict[str, str]               # what a rule of the spec has set -> how, in words
 
     @property
     def tokens_per_step(self) -> int:
@@ -59,48 +64,50 @@ def make_plan(spec: Spec, n_vocab: int, epoch_tokens: int | None = None, world: 
     if epoch_tokens is not None and epoch_tokens <= config.block_size:
         raise ImpossiblePoint(f"model.block_size = {config.block_size}: longer than the training "
                               f"data, which hold {epoch_tokens} tokens")
-    batch_size = spec.train.batch_tokens // config.block_size
-    if batch_size % world:
-        raise UserError(f"train.batch_tokens = {spec.train.batch_tokens}: {batch_size} sequences "
-                        f"can't be shared by {world} processes")
-    steps = horizon_steps(spec, params, flops["matmul"], epoch_tokens)
+    tokens, asked = horizon_tokens(spec, params, flops["matmul"], epoch_tokens)
+    now = settings(spec, params, tokens)
+    batch_tokens = now.batch_size * config.block_size
+    if now.batch_size % world:
+        by_rule = f" ({batch_tokens} by train.batch_rule)" if "batch" in now.rules else ""
+        raise UserError(f"train.batch_tokens = {spec.train.batch_tokens}{by_rule}: "
+                        f"{now.batch_size} sequences can't be shared by {world} processes")
+    steps = round(tokens / batch_tokens)
+    if steps < 1:
+        raise ImpossiblePoint(f"{asked}: {tokens:,.0f} tokens are less than one step of "
+                              f"{batch_tokens} (train.batch_tokens)")
     warmup = round(spec.optim.warmup * steps) if spec.optim.warmup is not None \
-        else round(spec.optim.warmup_tokens / spec.train.batch_tokens)
+        else round(spec.optim.warmup_tokens / batch_tokens)
     if warmup >= steps and warmup > 0:
         raise ImpossiblePoint(f"optim.warmup_tokens = {spec.optim.warmup_tokens}: the warm-up is "
-                              f"longer than the run of {steps * spec.train.batch_tokens} tokens")
+                              f"longer than the run of {steps * batch_tokens} tokens")
 
     def interval(asked: int | None, times: int) -> int:
         return max(1, math.ceil(steps / times)) if asked is None else asked
 
-    return Plan(config, params, flops, batch_size, sequences_per_pass(spec, world), steps, warmup,
+    return Plan(config, params, flops, now.batch_size,
+                sequences_per_pass(spec, now.batch_size, world), steps, warmup,
                 interval(spec.train.eval_interval, 20), interval(spec.sample.interval, 5),
-                interval(spec.track.checkpoint_interval, 10), epoch_tokens)
+                interval(spec.track.checkpoint_interval, 10), epoch_tokens, now.optim, now.rules)
 
 
-def horizon_steps(spec: Spec, params: dict, flops: float, epoch_tokens: int | None) -> int:
-    """Optimiser steps from whichever horizon the spec gives. Raises ImpossiblePoint where it is
-    shorter than one step, UserError where epochs are asked of unprepared data."""
+def horizon_tokens(spec: Spec, params: dict, flops: float,
+                   epoch_tokens: int | None) -> tuple[float, str]:
+    """The tokens to train on, by whichever horizon the spec gives, and that horizon in words.
+    Raises UserError where epochs are asked of unprepared data."""
     t = spec.train
     if t.steps is not None:
-        return t.steps
+        return t.steps * t.batch_tokens, f"train.steps = {t.steps}"
     if t.tokens is not None:
-        tokens, key = t.tokens, f"train.tokens = {t.tokens}"
-    elif t.flops is not None:
-        tokens, key = t.flops / flops, f"train.flops = {t.flops:g}"
-    elif t.tokens_per_param is not None:
-        tokens = t.tokens_per_param * params["matmul"]
-        key = f"train.tokens_per_param = {t.tokens_per_param:g}"
-    elif epoch_tokens is None:
+        return t.tokens, f"train.tokens = {t.tokens}"
+    if t.flops is not None:
+        return t.flops / flops, f"train.flops = {t.flops:g}"
+    if t.tokens_per_param is not None:
+        return (t.tokens_per_param * params["matmul"],
+                f"train.tokens_per_param = {t.tokens_per_param:g}")
+    if epoch_tokens is None:
         raise UserError(f"train.epochs = {t.epochs:g}: the number of steps is known only once the "
                         "data are prepared (python -m slm.prepare <spec> does that)")
-    else:
-        tokens, key = t.epochs * epoch_tokens, f"train.epochs = {t.epochs:g}"
-    steps = round(tokens / t.batch_tokens)
-    if steps < 1:
-        raise ImpossiblePoint(f"{key}: {tokens:,.0f} tokens are less than one step of "
-                              f"{t.batch_tokens} (train.batch_tokens)")
-    return steps
+    return t.epochs * epoch_tokens, f"train.epochs = {t.epochs:g}"
 
 
 def describe(spec: Spec, plan: Plan) -> str:
@@ -120,7 +127,7 @@ def describe(spec: Spec, plan: Plan) -> str:
                     f"{plan.tokens:,} tokens"
                     + (f", {plan.epochs:.2f} epochs" if plan.epochs else "")
                     + f"; {plan.tokens / p['matmul']:.1f} tokens per matmul parameter"),
-        ("schedule", f"{spec.optim.name}, peak {spec.optim.lr:g}, {spec.optim.schedule}, warm-up "
+        ("schedule", f"{spec.optim.name}, peak {plan.optim.lr:g}, {spec.optim.schedule}, warm-up "
                      f"{plan.warmup_steps} steps"),
         ("compute", f"{plan.flops:.3e} FLOPs ({plan.flops_per_token['matmul'] / 1e6:.1f} MFLOP a "
                     "token, exact matmuls with head, forward and backward)"),
@@ -131,16 +138,17 @@ def describe(spec: Spec, plan: Plan) -> str:
     ]
     if spec.model.init_from:
         rows.append(("weights", f"{spec.model.init_from} ({spec.model.init_fingerprint})"))
-    return "\n".join([f"{name:<11} {text}" for name, text in rows] + group_table(c, spec.optim))
+    rows[5:5] = plan.rules.items()
+    return "\n".join([f"{name:<11} {text}" for name, text in rows] + group_table(c, plan.optim))
 
 
 def group_table(config: GPTConfig, optim) -> list[str]:
-    """What the parametrization makes of each tensor group, a line each. optim: the spec's section.
+    """What the parametrization makes of each tensor group, a line each. optim: the plan's.
 
     Where a value is not the one that sp would give it, the factor is shown beside it."""
     if config.parametrization == "sp":
-        return [f"{'groups':<11} sp: every tensor group has the spec's lr and eps, and if it is a "
-                "matrix the spec's weight decay"]
+        return [f"{'groups':<11} sp: every tensor group has the same lr and eps, and if it is a "
+                "matrix the same weight decay"]
     plain_config = replace(config, parametrization="sp")
     sp = {row["group"]: row for row in describe_groups(plain_config, optim)}
     cells = [("group", "tensors", "params", "optimizer", "lr", "weight decay", "eps", "init std",
@@ -160,11 +168,3 @@ def group_table(config: GPTConfig, optim) -> list[str]:
     return [f"{'groups':<11} {head}"] + [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
         for row in cells]
-
-
-def as_facts(plan: Plan) -> dict:
-    """The plan's numbers as plain data, for a run's record."""
-    facts = asdict(plan)
-    facts.update(tokens=plan.tokens, flops=plan.flops, epochs=plan.epochs,
-                 tokens_per_step=plan.tokens_per_step)
-    return facts

@@ -6,6 +6,7 @@ import math
 from typing import Any, Callable
 
 from slm.errors import UserError
+from slm.lr_law import NAMED, read_law
 from slm.shape import PRESETS, GPTConfig, default_d_ff, padded_vocab, round_up
 
 HORIZONS = ("train.steps", "train.tokens", "train.epochs", "train.flops", "train.tokens_per_param")
@@ -17,6 +18,7 @@ def resolve(values: dict[str, Any], faults, where: Callable[..., str]) -> None:
     where(*keys): the file or command line that set the latest of these keys."""
     resolve_model(values, faults, where)
     resolve_init(values, faults, where)
+    resolve_rules(values, faults, where)
     resolve_training(values, faults, where)
     resolve_data(values, faults, where)
 
@@ -75,6 +77,46 @@ def resolve_init(v: dict[str, Any], faults, where) -> None:
     v["model.init_fingerprint"] = found
 
 
+def resolve_rules(v: dict[str, Any], faults, where) -> None:
+    """The law of optim.lr = auto, written out so that its file may change or go, and what the
+    rules of slm/rules.py need."""
+    if v["optim.lr"] == "auto":
+        resolve_lr_law(v, faults, where)
+    rules = [k for k in ("train.batch_rule", "optim.decay_rule") if v[k]]
+    if rules and v["train.reference_tokens"] is None:
+        faults.add(where(*rules), rules[0], v[rules[0]], "needs train.reference_tokens, the horizon"
+                   " at which batch_tokens, lr and weight_decay were tuned")
+    if v["train.batch_rule"] and v["train.steps"] is not None:
+        faults.impossible.append(
+            f"{where('train.batch_rule', 'train.steps')}: train.batch_rule = "
+            f"{v['train.batch_rule']}: with a horizon in train.steps the batch would follow from "
+            "itself: give train.tokens, or another horizon")
+    if v["optim.lr_rule"] and v["optim.lr"] == "auto":
+        faults.impossible.append(
+            f"{where('optim.lr_rule', 'optim.lr')}: optim.lr_rule = {v['optim.lr_rule']}: the law "
+            "of optim.lr = auto gives the learning rate of this very horizon: leave one of them "
+            "out")
+
+
+def resolve_lr_law(v: dict[str, Any], faults, where) -> None:
+    given = v["optim.lr_law"]
+    try:
+        law = read_law(given)
+    except UserError as e:
+        faults.add(where("optim.lr_law"), "optim.lr_law", given, str(e))
+        return
+    v["optim.lr_law"] = given if given in NAMED else str(law)
+    because = {"optim.name": "", "model.parametrization": "" if law.parametrization != "sp" else
+               " (there the learning rate tuned at the base shape holds at every size)"}
+    for key, fitted in (("optim.name", law.optimizer),
+                        ("model.parametrization", law.parametrization)):
+        if v[key] != fitted:
+            faults.impossible.append(
+                f"{where('optim.lr', 'optim.lr_law', key)}: optim.lr = auto: its law holds for "
+                f"{key} = {fitted}, not {v[key]}{because[key]}: give a number, or a law fitted to "
+                "such runs in optim.lr_law")
+
+
 def resolve_training(v: dict[str, Any], faults, where) -> None:
     batch, block = v["train.batch_tokens"], v["model.block_size"]
     if batch % block:
@@ -111,6 +153,11 @@ def resolve_branches(v: dict[str, Any], faults, where) -> None:
         faults.lines.append(line + "needs a horizon in train.tokens")
     elif branches[-1] >= v["train.tokens"]:
         faults.impossible.append(line + f"must be shorter than train.tokens = {v['train.tokens']}")
+    moving = [k for k in ("train.batch_rule", "optim.decay_rule") if v[k]] \
+        + ["optim.lr = auto"] * (v["optim.lr"] == "auto")
+    if moving:
+        faults.lines.append(line + f"{' and '.join(moving)} would give every branch settings of its"
+                            " own horizon, and they share one trunk")
     if v["optim.warmup_tokens"] is None:
         faults.lines.append(line + "needs optim.warmup_tokens, since a warm-up that is a fraction "
                             "of the run would differ between branches")
@@ -140,11 +187,11 @@ def gpt_config(spec, n_vocab: int) -> GPTConfig:
         parametrization=m.parametrization, **optional)
 
 
-def sequences_per_pass(spec, world: int = 1) -> int:
+def sequences_per_pass(spec, batch_size: int, world: int = 1) -> int:
     """Sequences in one forward pass on one device: train.micro_batch, else the largest divisor
-    of the device's share of the batch that keeps a pass within 65,536 tokens (the activations of
-    larger passes cost memory and win no speed)."""
-    share = spec.train.batch_tokens // spec.model.block_size // world
+    of the device's share of the batch (batch_size sequences) that keeps a pass within 65,536 tokens
+    (the activations of larger passes cost memory and win no speed)."""
+    share = batch_size // world
     if spec.train.micro_batch:
         return math.gcd(spec.train.micro_batch, share)
     most = max(1, 65_536 // spec.model.block_size)

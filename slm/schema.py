@@ -4,11 +4,12 @@
 A default of None is filled in by slm/spec.py when the spec is resolved, or means "off" where the
 description says so. Fields carry two marks in `json_schema_extra`:
   only_if: {key: [values]}   the key means something only then (else it resolves to None);
+  any_of: {key: [values]}    the same where one of several will do;
   identity: False            the key is no part of what a run *is* (see spec.identity).
 """
 from __future__ import annotations
 
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Literal, Optional, Union
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,9 +18,10 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=False, protected_namespaces=())
 
 
-def key(default, description: str, *, only_if: dict | None = None, identity: bool = True, **range_):
+def key(default, description: str, *, only_if: dict | None = None, any_of: dict | None = None,
+        identity: bool = True, **range_):
     """One key of the spec: a pydantic Field with this project's marks."""
-    extra = {k: v for k, v in {"only_if": only_if, "identity": identity}.items()
+    extra = {k: v for k, v in {"only_if": only_if, "any_of": any_of, "identity": identity}.items()
              if v not in (None, True)}
     return Field(default, description=description, json_schema_extra=extra or None, **range_)
 
@@ -109,10 +111,17 @@ class Data(Section):
 WSD = {"optim.schedule": ["wsd"]}
 MUON = {"optim.name": ["muon"]}
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+RULES = {"train.batch_rule": ["power_lines"], "optim.decay_rule": ["horizon"]}
 
 
 class Train(Section):
     batch_tokens: int = key(1536, "tokens per optimiser step, a multiple of block_size", gt=0)
+    batch_rule: Optional[Literal["power_lines"]] = key(
+        None, "power_lines: the batch is batch_tokens * (D / reference_tokens)^0.383, D the horizon"
+        " in tokens (arXiv 2505.13738), rounded; left out: batch_tokens at every horizon")
+    reference_tokens: Optional[Positive] = key(
+        None, "horizon at which batch_tokens, lr and weight_decay were tuned, for batch_rule and"
+        " decay_rule", any_of=RULES)
     micro_batch: Optional[Positive] = key(
         None, "sequences per forward pass; left out: the whole batch, or what fits 64k tokens")
     steps: Optional[Positive] = key(None, "horizon in optimiser steps (any one of five)")
@@ -137,10 +146,20 @@ class Train(Section):
 class Optim(Section):
     name: Literal["adamw", "muon"] = key(
         "adamw", "muon: Muon for the hidden matrices, AdamW for the rest")
-    lr: float = key(1e-3, "peak learning rate (AdamW groups)", gt=0)
+    lr: Union[Annotated[float, Field(gt=0)], Literal["auto"]] = key(
+        1e-3, "peak learning rate (AdamW groups); auto: by lr_law")
+    lr_law: str = key(
+        "step-law", "of size and horizon: step-law (arXiv 2503.04715), or the JSON file of python"
+        " -m analysis.lr_law, which resolves to the law as text", only_if={"optim.lr": ["auto"]})
+    lr_rule: Optional[Literal["sqrt_batch"]] = key(
+        None, "sqrt_batch: lr and muon_lr times sqrt(batch / batch_tokens); left out: as they are",
+        only_if={"train.batch_rule": ["power_lines"]})
     muon_lr: float = key(0.02, "peak learning rate of Muon's matrices", gt=0, only_if=MUON)
     muon_momentum: float = key(0.95, "Muon's Nesterov momentum", ge=0, lt=1, only_if=MUON)
     weight_decay: float = key(0.1, "decoupled, on matrices only", ge=0)
+    decay_rule: Optional[Literal["horizon"]] = key(
+        None, "horizon: weight_decay times sqrt(batch / batch_tokens) * reference_tokens / D (arXiv"
+        " 2405.13698); left out: as it is")
     beta1: float = key(0.9, "AdamW", ge=0, lt=1)
     beta2: float = key(0.95, "AdamW", ge=0, lt=1)
     eps: float = key(1e-8, "AdamW", gt=0)

@@ -85,15 +85,21 @@ def drop_unused(values: dict, source: dict, layers: list[Layer], faults: Faults)
     """A key that means nothing here resolves to None, so that it can't change what a run is. It is
     a fault where it was asked for no earlier than the choice that makes it idle."""
     for key in fields():
-        for other, allowed in marks(key).get("only_if", {}).items():
-            if values[other] in allowed:
+        needs = [{other: allowed} for other, allowed in marks(key).get("only_if", {}).items()]
+        for group in needs + [marks(key).get("any_of", {})]:
+            if not group or any(values[other] in allowed for other, allowed in group.items()):
                 continue
-            if key in source and source[key] >= source.get(other, -1) \
+            if key in source and source[key] >= max(source.get(other, -1) for other in group) \
                     and values[key] not in (None, default(key)):
-                faults.add(layers[source[key]].label, key, values[key],
-                           f"does nothing with {other} = {values[other]} (needs "
-                           + " or ".join(map(str, allowed)) + ")")
+                faults.add(layers[source[key]].label, key, values[key], "does nothing with "
+                           + " and ".join(f"{other} = {word(values[other])} (needs "
+                                          + " or ".join(map(str, allowed)) + ")"
+                                          for other, allowed in group.items()))
             values[key] = None
+
+
+def word(value: Any) -> str:
+    return "none" if value is None else str(value)
 
 
 def build(layers: list[Layer]) -> Spec:

@@ -61,8 +61,8 @@ class Trainer:
         if machine.world > 1:
             ids = [machine.device.index] if machine.type == "cuda" else None
             self.net = torch.nn.parallel.DistributedDataParallel(self.net, device_ids=ids)
-        self.optimizer = make_optimizer(self.model, spec.optim, machine.type)
-        self.scheduler = make_scheduler(self.optimizer, spec.optim, plan.steps, plan.warmup_steps)
+        self.optimizer = make_optimizer(self.model, plan.optim, machine.type)
+        self.scheduler = make_scheduler(self.optimizer, plan.optim, plan.steps, plan.warmup_steps)
         self.scaler = torch.amp.GradScaler(machine.type, enabled=machine.precision == "fp16")
         self.loader = Loader(prepared.train, plan.config.block_size, plan.batch_size,
                              spec.data.seed, machine.rank, machine.world, machine.device)
@@ -93,7 +93,7 @@ class Trainer:
             self.loss_sum += loss.detach()
         self.scaler.unscale_(self.optimizer)
         self.norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(),
-                                                   self.spec.optim.grad_clip or math.inf)
+                                                   self.plan.optim.grad_clip or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -21,6 +21,9 @@ MUON = {"optim.name": "muon"}
 WSD = {"optim.schedule": "wsd", "optim.warmup_tokens": 128, "train.tokens": 1024,
        "optim.decay": 0.5}
 FILES = {"data.corpus": "files", "data.path": "stories.jsonl"}
+AUTO = {"optim.lr": "auto"}
+POWER = {"train.batch_rule": "power_lines", "train.reference_tokens": 512, "train.steps": None,
+         "train.tokens": 1024}
 FREE = {"model.n_embd": None, "model.n_head": None, "model.head_size": 8,
         "model.aspect_ratio": 16.0}
 
@@ -44,15 +47,22 @@ TURN = {
     "data.eval_mode": "windows", "data.eval_tokens": 300,
     "data.fables.seed": 1, "data.fables.stories": 300, "data.fables.val_stories": 10,
     "data.fables.facts": 20, "data.fables.zipf": 3.0,
-    "train.batch_tokens": 256, "train.micro_batch": 2, "train.steps": 6,
+    "train.batch_tokens": 256, "train.batch_rule": (
+        {"train.reference_tokens": 128, "optim.decay_rule": "horizon", "train.steps": None,
+         "train.tokens": 1024}, "power_lines"),
+    "train.reference_tokens": (POWER, 128), "train.micro_batch": 2, "train.steps": 6,
     "train.tokens": ({"train.steps": None}, 640), "train.epochs": ({"train.steps": None}, 0.05),
     "train.flops": ({"train.steps": None}, 6e7),
     "train.tokens_per_param": ({"train.steps": None}, 0.1), "train.branches": (
         {**WSD, "train.steps": None}, [512]),
     "train.eval_interval": 2, "train.patience": ({"optim.lr": 1e-13, "train.steps": 40}, 1),
     "train.time_limit_sec": ({"train.steps": 40}, 1e-6), "train.seed": 1,
-    "optim.name": "muon", "optim.lr": 1e-2, "optim.muon_lr": (MUON, 0.1),
-    "optim.muon_momentum": (MUON, 0.5), "optim.weight_decay": 5.0, "optim.beta1": 0.5,
+    "optim.name": "muon", "optim.lr": 1e-2,
+    "optim.lr_law": (AUTO, "0.001 N^0 D^0 [blocks, adamw, sp, N 1..1e9, D 1..1e9]"),
+    "optim.lr_rule": ({**POWER, "train.reference_tokens": 64}, "sqrt_batch"),
+    "optim.muon_lr": (MUON, 0.1),
+    "optim.muon_momentum": (MUON, 0.5), "optim.weight_decay": 5.0, "optim.decay_rule": (
+        {**POWER, "train.reference_tokens": 64}, "horizon"), "optim.beta1": 0.5,
     "optim.beta2": 0.5, "optim.eps": 0.1, "optim.grad_clip": 0.01, "optim.schedule": "linear",
     "optim.warmup": 0.5, "optim.warmup_tokens": ({"optim.warmup": None}, 512),
     "optim.final_lr": 0.9, "optim.decay": ({**WSD, "train.steps": None}, 0.2),
@@ -66,6 +76,7 @@ TURN = {
     "device.memory_fraction": 0.5, "device.threads": 2, "device.deterministic": True,
     "device.loss": "chunked", "device.malloc": False,
 }
+HORIZONS = {"train.tokens", "train.epochs", "train.flops", "train.tokens_per_param"}
 REFUSED = {"data.corpus", "device.name", "device.memory_fraction"}  # here: no network, no GPU
 CHOICES = ("device", "precision", "compile", "threads", "malloc", "kernels", "loss", "W&B")
 
@@ -154,8 +165,8 @@ def test_turning_a_key_changes_the_run_or_is_refused(key, runs, monkeypatch, cap
     before = observe(home, seen, base, monkeypatch, capsys)
     turned = {k: v for k, v in {**base, key: value}.items()
               if not (key == "data.corpus" and k.startswith("data.fables"))}
-    if key.startswith("train.") and "train.steps" in context and context["train.steps"] is None:
-        before = None if key != "train.branches" else before
+    if key in HORIZONS:
+        before = None
     after = observe(home, seen, turned, monkeypatch, capsys)
     if key in REFUSED:
         assert after["code"] == 2

@@ -116,11 +116,23 @@ def identity_in(name: str) -> str | None:
     return match.group(1) if match else None
 
 
+def without_rules(spec: dict) -> dict:
+    """A resolved spec without the values that only start a rule (slm/rules.py): what a run without
+    facts would have been trained with is not known from them."""
+    train, optim = dict(spec.get("train") or {}), dict(spec.get("optim") or {})
+    if train.get("batch_rule"):
+        train.pop("batch_tokens", None)
+    for rule, keys in {"lr_rule": ("lr", "muon_lr"), "decay_rule": ("weight_decay",)}.items():
+        if optim.get(rule):
+            optim = {k: v for k, v in optim.items() if k not in keys}
+    return {**spec, "train": train, "optim": optim}
+
+
 def row_of(found: Found) -> dict[str, Any]:
     """One row of the table, without keys of the spec."""
     row: dict[str, Any] = {name: getattr(found, name) for name in OWN}
     row |= {column: found.results.get(name) for column, name in RESULTS.items()}
-    spec = {} if found.facts else found.spec()
+    spec = {} if found.facts else without_rules(found.spec())
     for column, (place, key) in FACTS.items():
         row[column] = get(spec, key) if spec and key else get(found.facts, place)
     row = {c: word(v) if c in WORDS else number(v) for c, v in row.items()}

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from slm.errors import UserError
-from slm.keys import coerce, expected, fields, literal, nearest, section_names, value_schema
+from slm.keys import coerce, expected, fields, kinds_of, literal, nearest, section_names
 from slm.layers import flatten, read_yaml
 from slm.sweep import command, space
 
@@ -268,8 +268,7 @@ class Checker:
 
 def numeric(key: str) -> bool:
     """Whether the schema wants a number (and no text) there."""
-    schema = value_schema(key)
-    kinds = {s.get("type") for s in schema.get("anyOf", [schema])}
+    kinds = kinds_of(key)
     return bool(kinds & {"number", "integer"}) and "string" not in kinds
 
 

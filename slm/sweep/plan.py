@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from slm.cost import memory_bytes
+from slm.plan import Plan
 from slm.sweep import machine
 from slm.sweep.estimate import Rate, makespan, measure
 from slm.sweep.machine import Slot
@@ -13,6 +14,8 @@ from slm.sweep.table import count, cut, duration, memory, numbers, table
 
 ROWS = 40
 CUDA_CONTEXT_BYTES = 600_000_000  # of each process, beside what its allocator holds
+EFFECTIVE = {"batch": "batch now", "lr": "lr now", "muon_lr": "muon_lr now",
+             "weight_decay": "decay now"}         # as slm/rules.py names them -> heads of the table
 SHAPE = ("model.n_layer", "model.n_head", "model.n_embd")
 
 
@@ -60,9 +63,10 @@ def describe(sweep: Sweep, points: list[Point], slots: list[Slot], everything: b
     if search == "bayes":
         lines.append("bayes chooses points as results come in: these are random draws that show "
                      "what such points cost")
-    rows = [row(sweep, p, rate, on_gpu) for p in (todo if everything else todo[:ROWS])]
+    ruled = [name for name in EFFECTIVE if any(name in p.plan.rules for p in todo)]
+    rows = [row(sweep, p, rate, on_gpu, ruled) for p in (todo if everything else todo[:ROWS])]
     if rows:
-        lines += ["", *table(head(sweep), rows)]
+        lines += ["", *table(head(sweep, ruled), rows)]
     if len(todo) > len(rows):
         lines.append(f"... {len(todo) - len(rows)} more: --all shows them, --json writes them")
     lines += dropped_lines(points)
@@ -76,16 +80,26 @@ def swept(sweep: Sweep) -> list[tuple[str, ...]]:
     return [path for path in sweep.varying() if ".".join(path) not in SHAPE]
 
 
-def head(sweep: Sweep) -> list[str]:
+def effective(plan: Plan) -> dict[str, float | None]:
+    """What is trained with where rules of the spec have set it (slm/rules.py)."""
+    return {"batch": plan.tokens_per_step, "lr": plan.optim.lr, "muon_lr": plan.optim.muon_lr,
+            "weight_decay": plan.optim.weight_decay}
+
+
+def head(sweep: Sweep, ruled: list[str]) -> list[str]:
+    """ruled: which of EFFECTIVE have a column."""
     return ["#", *[cut(path[-1].split(".")[-1], 24) for path in swept(sweep)], "layers", "heads",
-            "width", "N", "total", "tokens", "FLOPs", "time", "memory"]
+            "width", "N", "total", "tokens", *[EFFECTIVE[name] for name in ruled], "FLOPs", "time",
+            "memory"]
 
 
-def row(sweep: Sweep, point: Point, rate: Rate, on_gpu: bool) -> list[str]:
-    c, params = point.plan.config, point.plan.params
+def row(sweep: Sweep, point: Point, rate: Rate, on_gpu: bool, ruled: list[str]) -> list[str]:
+    c, params, now = point.plan.config, point.plan.params, effective(point.plan)
     return [str(point.number), *[cut(shown(point.values[path]), 24) for path in swept(sweep)],
             str(c.n_layer), str(c.n_head), str(c.n_embd), count(params["matmul"]),
-            count(params["total"]), count(point.tokens), f"{point.flops:.2e}",
+            count(params["total"]), count(point.tokens),
+            *[f"{now[name]:,}" if name == "batch" else f"{now[name]:.3g}" for name in ruled],
+            f"{point.flops:.2e}",
             duration(rate.seconds(point)), memory(point_memory(point, on_gpu))]
 
 
@@ -129,7 +143,9 @@ def as_json(sweep: Sweep, points: list[Point], slots: list[Slot]) -> str:
                       "n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd,
                       "params": p.plan.params, "tokens": p.tokens, "steps": p.plan.steps,
                       "flops": p.flops, "time_sec": rate.seconds(p),
-                      "memory_bytes": point_memory(p, on_gpu)}
+                      "memory_bytes": point_memory(p, on_gpu),
+                      "batch_tokens": p.plan.tokens_per_step, "lr": p.plan.optim.lr,
+                      "muon_lr": p.plan.optim.muon_lr, "weight_decay": p.plan.optim.weight_decay}
         out.append(facts)
     return json.dumps({"name": sweep.file.name, "method": sweep.file.method,
                        "time_estimate": rate.reason, "slots": len(slots), "points": out}, indent=1)
