@@ -44,6 +44,7 @@ def describe_run(spec, plan, meta: dict, machine) -> dict[str, Any]:
         "data": {"corpus": meta["corpus"], "corpus_sha256": meta["corpus_fingerprint"],
                  "tokenizer": meta["tokenizer"], "tokenizer_sha256": meta["tokenizer_fingerprint"],
                  "train": _split(train), "val": _split(meta["val"]),
+                 "overlap": meta.get("overlap"),
                  "eval_mode": spec.data.eval_mode, "eval_tokens": spec.data.eval_tokens},
         "machine": {"hardware": machine.name(), "device": machine.type, "world": machine.world,
                     "precision": machine.precision, "compile": machine.compile},

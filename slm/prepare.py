@@ -22,7 +22,7 @@ from typing import Callable, Iterator
 
 import numpy as np
 
-from slm import screen
+from slm import overlap, screen
 from slm.corpora import Corpus, Split, open_corpus
 from slm.errors import UserError
 from slm.schema import Data
@@ -34,7 +34,8 @@ VERIFY_BYTES = 2**28  # files up to here are read through when opened: a fractio
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared folder. meta: see tokenise.write_folder."""
+    """A prepared folder. meta: see tokenise.write_folder, and overlap.measure for `overlap` (not
+    there in a folder of an older version)."""
 
     folder: Path
     meta: dict
@@ -86,6 +87,8 @@ def prepare(data: Data, say: Callable[[str], None] = screen.say) -> Prepared:
         prepared = open_prepared(folder)
         say(f"data: {prepared.meta['train']['tokens']:,} training tokens, prepared before "
             f"({folder})")
+        if "overlap" not in prepared.meta:
+            say(f"data: {overlap.describe(None)}")
         return prepared
     except OSError as e:
         raise UserError(f"data.cache: {e.filename or folder}: {e.strerror or e}; choose another "
@@ -185,12 +188,14 @@ def _make(folder: Path, corpus: Corpus, data: Data, say: Callable[[str], None]) 
     try:
         tokenizer = get_tokenizer(data.tokenizer, corpus, data.cache, say)
         meta = write_folder(part, corpus, tokenizer, say)
+        overlap.add(part, meta)
         os.rename(part, folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
     for note in notes[len(told):]:  # what was only found on the way
         say(note)
+    say(f"data: {overlap.describe(meta['overlap'])}")
     train, val = meta["train"], meta["val"]
     say(f"data: {corpus.name} in {tokenizer.name}: {train['documents']:,} documents, "
         f"{train['tokens']:,} tokens ({train['bytes'] / train['tokens']:.2f} bytes each); held out "

@@ -90,6 +90,7 @@ def test_what_is_written(tmp_path, fake):
     assert m["tokenizer_fingerprint"] == p.tokenizer.fingerprint
     assert str(tmp_path) not in json.dumps(m)
     assert "a choice" in said and "900 documents" in said[-1]
+    assert m["overlap"]["val_documents"] == 60 and "13-grams" in said[-2]
 
 
 def test_wide_ids_are_not_cut(tmp_path, fake, monkeypatch):
