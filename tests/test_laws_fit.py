@@ -5,7 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import best_settings, fit_law, load_table
+from run_folders import write_run
+
+from analysis import best_settings, fit_law, load_runs, load_table
+from analysis.scaling.checks import epoch_warnings
+from analysis.scaling.forms import FORMS
 from slm.errors import UserError
 
 TRUE = dict(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
@@ -178,7 +182,25 @@ def test_repeated_data_knows_what_epochs_are_worth():
     once = law.predict(n_params=1e7, tokens=1e9, unique_tokens=1e9).value
     often = law.predict(n_params=1e7, tokens=1e9, unique_tokens=1e7).value
     assert once == pytest.approx(loss_of(1e7, 1e9), rel=1e-3) and often > once
-    assert any("repeated_data" in w for w in fit_law(runs, bootstrap=50).warnings)
+    flags = [w for w in fit_law(runs, bootstrap=50).warnings if "more than 4 times" in w]
+    assert len(flags) == 1 and flags[0].startswith("24 of 48 runs") and "(up to 64)" in flags[0]
+    assert "form repeated_data" in flags[0]              # and with it, or below 4, no flag
+    new = runs[runs.tokens <= 4 * runs.unique_tokens]
+    assert not any("4 times" in w for w in law.warnings)
+    assert not epoch_warnings(new, FORMS["chinchilla"])
+
+
+def test_a_ladder_of_run_folders_that_repeats_its_data_is_flagged(tmp_path):
+    """Training data of run_folders: a million tokens. 8 horizons, 5 of them beyond 4 epochs."""
+    for width in (16, 32, 64):
+        for times in (1, 2, 3, 4, 6, 8, 12, 24):
+            write_run(tmp_path, loss_of(12 * width**2 + 512 * width, 1e6 * times),
+                      model__n_embd=width, train__tokens=times * 1_310_720,
+                      train__batch_tokens=2**18)
+    runs = load_runs(tmp_path)
+    assert runs["epochs"].max() == pytest.approx(24 * 1.31072)
+    flag = next(w for w in fit_law(runs, bootstrap=20).warnings if "4 times" in w)
+    assert flag.startswith("15 of 24 runs")
 
 
 def test_any_column_can_be_n():

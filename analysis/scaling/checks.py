@@ -7,6 +7,7 @@ import pandas as pd
 from analysis.scaling.forms import AXIS, FORMS, Form
 from slm.errors import UserError
 
+EPOCHS = 4            # up to here repeated data are nearly new (Muennighoff et al. 2023, section 6)
 SPARE_RUNS = 2        # runs beyond the number of parameters, or nothing says how large noise is
 
 
@@ -90,14 +91,15 @@ def warmup_warnings(runs: pd.DataFrame) -> list[str]:
 
 
 def epoch_warnings(runs: pd.DataFrame, form: Form) -> list[str]:
-    """Repeated data in a form that does not know of it. Up to 4 epochs is nearly as good as new
-    (Muennighoff et al. 2023)."""
+    """Repeated data in a form that does not know of it. Up to EPOCHS is nearly as good as new."""
     if form.extra or "unique_tokens" not in runs or "tokens" not in runs:
         return []
     epochs = runs["tokens"] / runs["unique_tokens"]
-    often = int((epochs > 4).sum())
-    return [f"{often} rows saw their data more than 4 times (up to {epochs.max():.3g}): "
-            "repeated_data is the form for that"] if often else []
+    often = runs["run"][epochs > EPOCHS].nunique()
+    return [f"{often} of {runs['run'].nunique()} runs saw their data more than {EPOCHS} times (up "
+            f"to {epochs.max():.3g}), where a token seen again is worth less than a new one: "
+            "form repeated_data (--form=repeated_data) is the law for that (Muennighoff et al. "
+            "2023, arXiv 2305.16264)"] if often else []
 
 
 def misfit(law) -> tuple[float, float] | None:
