@@ -66,6 +66,64 @@ def test_groups_follow_the_table():
             assert got[name] == pytest.approx(values), name
 
 
+def test_mup_groups_equal_those_of_the_mup_package():
+    """Microsoft's mup 1.0.0 on this very model, four times as wide as its base. The figures below
+    are what this printed (pip install --no-deps mup):
+
+        import mup
+        from slm.model import GPT
+        from slm.parametrization import group_of
+        from slm.shape import GPTConfig
+
+        def gpt(width):
+            return GPT(GPTConfig(n_layer=2, n_head=4, n_embd=width, block_size=16, vocab_size=64,
+                                 tied=False))
+
+        wide = gpt(64)
+        mup.set_base_shapes(wide, gpt(16), delta=gpt(32), rescale_params=False, do_assert=False)
+        names = {id(p): group_of(n) for n, p in wide.named_parameters()}
+        matrices = [p for p in wide.parameters() if p.ndim == 2]
+        others = [p for p in wide.parameters() if p.ndim < 2]
+        optimizer = mup.MuAdamW([dict(params=matrices, weight_decay=0.2),
+                                 dict(params=others, weight_decay=0.0)], lr=1e-2)
+        print(sorted({(names[id(p)], g["lr"], g["weight_decay"])
+                      for g in optimizer.param_groups for p in g["params"]}))
+
+    (Its eps is left alone; ours falls as 1/m in the blocks, as in CompleteP's table 1.)"""
+    printed = [("embedding", 0.01, 0.2), ("final_norm", 0.01, 0.0), ("head", 0.01, 0.2),
+               ("matrix", 0.0025, 0.8), ("projection", 0.0025, 0.8), ("vector", 0.01, 0.0)]
+    model = GPT(GPTConfig(n_layer=2, n_head=4, n_embd=64, block_size=16, vocab_size=64, tied=False,
+                          parametrization="mup", base_width=16))
+    ours = sorted((g["name"], g["lr"], g["weight_decay"])
+                  for g in param_groups(model, Optim(lr=1e-2, weight_decay=0.2)))
+    assert [g[0] for g in ours] == [g[0] for g in printed]
+    for mine, theirs in zip(ours, printed):
+        assert mine[1:] == pytest.approx(theirs[1:], rel=1e-12), mine[0]
+
+
+def test_two_scheduled_steps_by_hand():
+    """Linear to zero over two steps after none of warm-up: rates 0.1, then 0.05. With g = 3, eps 1
+    AdamW moves by lr * 3/4; decay 0.5 first takes lr * 0.5 of a matrix: 1 -> 0.95 - 0.075 = 0.875
+    -> 0.875 * 0.975 - 0.0375 = 0.815625; of a gain nothing: 1 - 0.075 - 0.0375 = 0.8875."""
+    optim = Optim(lr=0.1, weight_decay=0.5, eps=1.0, schedule="linear", final_lr=0.0)
+    model = GPT(GPTConfig(**BASE))
+    optimizer = make_optimizer(model, optim, "cpu")
+    scheduler = make_scheduler(optimizer, optim, 2, 0)
+    params = dict(model.named_parameters())
+    with torch.no_grad():
+        for p in params.values():
+            p.fill_(1.0)
+    for rate in (0.1, 0.05):
+        assert all(g["lr"] == pytest.approx(rate) for g in optimizer.param_groups)
+        for p in params.values():
+            p.grad = torch.full_like(p, 3.0)
+        optimizer.step()
+        scheduler.step()
+    for name, value in (("h.0.mlp.c_fc.weight", 0.815625), ("wte.weight", 0.815625),
+                        ("h.0.ln_1.weight", 0.8875)):
+        assert params[name].min().item() == pytest.approx(value, abs=1e-6), name
+
+
 def test_two_steps_by_hand_under_mup():
     """AdamW on constant gradients moves a weight by lr g / (|g| + eps) after a decay by lr wd: with
     lr 0.1, wd 0.5, eps 1, m = 2, and g = 3 on every weight (bias correction cancels exactly)."""
