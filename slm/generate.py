@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from slm import checkpoint
+from slm.decode import Decoder
 from slm.errors import UserError
 from slm.model import GPT, KVCache
 from slm.screen import say
@@ -64,15 +65,14 @@ class Batch:
         self.block, self.device = model.config.block_size, model.wte.weight.device
         self.begin = [max(0, len(text) - self.block) for text in texts]      # of each window
         self.cache: KVCache | None = None
+        self.decoder = Decoder(model, len(texts))
 
-    def next_logits(self) -> Tensor:
-        """Logits of the next token of every text, (b, v)."""
+    def next_logits(self, new: Tensor | None) -> Tensor:
+        """Logits of the next token of every text, (b, v). new: (b,) the last tokens, if any are."""
         if self.cache is not None and self.cache.length < self.cache.size:
-            idx = torch.tensor([text[-1:] for text in self.texts], device=self.device)   # (b, 1)
-        else:
-            idx = self._windows()                                            # (b, t)
-        h = self.model.hidden(idx, self.cache)                               # (b, t, d)
-        return self.model.logits(h[:, -1:])[:, 0]
+            return self.decoder.logits(new, self.cache)
+        h = self.model.hidden(self._windows(), self.cache)                   # (b, t, d)
+        return self.decoder.head_of(h[:, -1])
 
     def _windows(self) -> Tensor:
         """All windows from their beginning, padded on the left, and an empty cache for them."""
@@ -112,16 +112,18 @@ def generate_ids(model: GPT, prompts: list[list[int]], max_new_tokens: int = 100
     u = uniforms(seeds if seeds is not None else list(range(len(texts))), max_new_tokens)
     u = u.to(model.wte.weight.device)
     batch = Batch(model, list(texts), max_new_tokens)           # the same lists: they grow in place
+    new = None
     try:
         for i in range(max_new_tokens):
-            logits = batch.next_logits()[:, :n_vocab]
-            new = pick(logits, u[:, i], temperature, top_k, top_p).tolist()
-            for text, token in zip(batch.texts, new):
+            logits = batch.next_logits(new)[:, :n_vocab]
+            new = pick(logits, u[:, i], temperature, top_k, top_p)
+            tokens = new.tolist()
+            for text, token in zip(batch.texts, tokens):
                 text.append(token)
-            alive = [row for row, token in enumerate(new) if token != eot]
-            if len(alive) < len(new):
+            alive = [row for row, token in enumerate(tokens) if token != eot]
+            if len(alive) < len(tokens):
                 batch.keep(alive)
-                u = u[alive]
+                u, new = u[alive], new[alive]
             if not alive:
                 break
     finally:

@@ -34,17 +34,17 @@ class KVCache:
 
     def __init__(self, size: int, pad: Tensor | None = None) -> None:
         self.size, self.pad, self.length = size, pad, 0
-        self.layers: list[tuple[Tensor, Tensor]] = []        # per layer two of (b, h, size, k)
+        self._padding_bias: Tensor | None = None
+        self.layers: list[Tensor] = []                       # keys and values, (2, b, h, size, k)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values of new tokens, (b, h, t, k); return all so far, (b, h, s, k)."""
         end = self.length + k.shape[2]
         if layer == len(self.layers):                        # dtype and device as the first keys'
-            shape = (*k.shape[:2], self.size, k.shape[3])
-            self.layers.append((k.new_empty(shape), v.new_empty(shape)))
-        keys, values = self.layers[layer]
-        keys[:, :, self.length:end], values[:, :, self.length:end] = k, v
-        return keys[:, :, :end], values[:, :, :end]
+            self.layers.append(k.new_empty(2, *k.shape[:2], self.size, k.shape[3]))
+        kv = self.layers[layer]
+        kv[0, :, :, self.length:end], kv[1, :, :, self.length:end] = k, v
+        return kv[0, :, :, :end], kv[1, :, :, :end]
 
     def positions(self, t: int, device: torch.device) -> Tensor:
         """Position of each of t new tokens in its row, (b or 1, t)."""
@@ -62,10 +62,20 @@ class KVCache:
             seen = seen & ((key >= self.pad[:, None, None, None]) | (key == query))
         return seen
 
+    def padding_bias(self, n_head: int) -> Tensor | None:
+        """What hides the padding when it is added to the scores of one new token, a token's key at
+        0 and padding's at -inf, (b h, 1, size); None: there is none. Made once."""
+        if self.pad is not None and self._padding_bias is None:
+            hidden = torch.arange(self.size, device=self.pad.device) < self.pad[:, None]  # (b, s)
+            bias = torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, -torch.inf)
+            self._padding_bias = bias.repeat_interleave(n_head, dim=0)[:, None]
+        return self._padding_bias
+
     def keep(self, rows: Tensor) -> None:
         """Drop all rows of the batch but these, (n,) int64."""
-        self.layers = [(k[rows], v[rows]) for k, v in self.layers]
+        self.layers = [kv[:, rows] for kv in self.layers]
         self.pad = None if self.pad is None else self.pad[rows]
+        self._padding_bias = None
 
 
 def rotary_table(config: GPTConfig, base: float = 10000.0) -> Tensor:
@@ -156,14 +166,15 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (b, t, d) -> (b, t, d)."""
-        x = self.c_fc(x)                                     # (b, t, f), SwiGLU: (b, t, 2 f)
+        return self.dropout(self.c_proj(self.activate(self.c_fc(x))))
+
+    def activate(self, x: Tensor) -> Tensor:
+        """What c_fc gives, (..., f), SwiGLU: (..., 2 f) -> what c_proj reads, (..., f)."""
         if self.activation == "swiglu":
             gate, x = x.chunk(2, dim=-1)
-            x = F.silu(gate) * x                             # (b, t, f)
-        else:
-            x = F.relu(x).square() if self.activation == "relu2" else \
-                F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
-        return self.dropout(self.c_proj(x))
+            return F.silu(gate) * x
+        return F.relu(x).square() if self.activation == "relu2" else \
+            F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
 
 
 class Block(nn.Module):
