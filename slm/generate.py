@@ -26,6 +26,25 @@ from slm.model import GPT, KVCache
 from slm.screen import say
 from slm.shape import GPTConfig
 
+GROUP = 16   # values of which likeliest looks at the largest first
+
+
+def likeliest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """x.topk(k) of (b, n): values and their places, (b, k) each; up to twice as fast on a CPU where
+    k is far below n.
+
+    Of groups of 16 values, only the k with the largest maxima can hold one of the k largest."""
+    m = x.shape[-1] // GROUP                                     # group i: i, m + i, 2 m + i, ...
+    if m < 2 * k or x.device.type != "cpu":
+        return x.topk(k, dim=-1)
+    maxima = x[:, :GROUP * m].unflatten(1, (GROUP, m)).amax(dim=1)
+    best = maxima.topk(k, dim=-1, sorted=False)[1]
+    places = (best[:, None] + torch.arange(0, GROUP * m, m)[:, None]).flatten(1)     # (b, 16 k)
+    rest = torch.arange(GROUP * m, x.shape[-1]).expand(len(x), -1)                   # in no group
+    places = torch.cat((places, rest), dim=1)
+    values, order = x.gather(1, places).topk(k, dim=-1)
+    return values, places.gather(1, order)
+
 
 def pick(logits: Tensor, u: Tensor, temperature: float, top_k: int | None,
          top_p: float | None) -> Tensor:
@@ -40,7 +59,7 @@ def pick(logits: Tensor, u: Tensor, temperature: float, top_k: int | None,
     ids = None
     if top_k is not None or top_p is not None:
         k = min(top_k or logits.shape[-1], logits.shape[-1])
-        logits, ids = logits.topk(k, dim=-1)                     # sorted, (b, k) each
+        logits, ids = likeliest(logits, k)                       # sorted, (b, k) each
     p = (logits.float() / temperature).softmax(dim=-1)
     if top_p is not None:
         p = p * (p.cumsum(dim=-1) - p < top_p)                   # mass before this one < top_p

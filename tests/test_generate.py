@@ -12,7 +12,7 @@ import torch
 import slm
 from slm import checkpoint, generate
 from slm.corpora import EOT
-from slm.generate import Writer, generate_ids, load, pick
+from slm.generate import Writer, generate_ids, likeliest, load, pick
 from slm.model import GPT
 from slm.shape import PRESETS, GPTConfig
 from slm.tokenizer import BytePairTokenizer
@@ -253,3 +253,12 @@ def test_a_character_split_between_prompt_and_continuation(tokenizer):
             return ",".join(map(str, ids))
 
     assert Writer(model(), Halves()).generate("é", 3, temperature=0, stop=False).startswith("1,")
+
+
+@pytest.mark.parametrize("n, k", [(6400, 200), (6415, 200), (6399, 200), (1000, 3), (40, 1)])
+def test_likeliest_is_topk(n, k):
+    x = torch.stack([torch.randperm(n) for _ in range(5)]).float()      # no two values are equal
+    x[1] = x[1].sort().values
+    values, places = likeliest(x, k)
+    expected = x.topk(k)
+    assert torch.equal(values, expected.values) and torch.equal(places, expected.indices)
