@@ -131,7 +131,7 @@ class _Encoder:
             if EOT in text:
                 raise UserError(f"{self.split}: a document holds a literal {EOT}: {text[:60]!r}")
         return (self.tokenizer.encode_documents(block), len(block),
-                sum(len(text.encode()) for text in block))
+                sum(len(text) if text.isascii() else len(text.encode()) for text in block))
 
 
 def _in_order(function: Callable, items: Iterable) -> Iterator:

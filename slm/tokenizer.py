@@ -101,9 +101,9 @@ class BytePairTokenizer(Tokenizer):
         return b"".join(table.get(int(i), b"\xff") for i in ids).decode("utf-8", errors="replace")
 
     def token_bytes(self) -> np.ndarray:
-        lengths = np.zeros(self.vocab_size, dtype=np.int32)
-        for token, i in self.ranks.items():
-            lengths[i] = len(token)
+        lengths, n = np.zeros(self.vocab_size, dtype=np.int32), len(self.ranks)
+        ids = np.fromiter(self.ranks.values(), dtype=np.int64, count=n)
+        lengths[ids] = np.fromiter(map(len, self.ranks), dtype=np.int32, count=n)
         return lengths
 
     @cached_property
@@ -111,6 +111,7 @@ class BytePairTokenizer(Tokenizer):
         return ({i: token for token, i in self.ranks.items()}
                 | {i: token.encode() for token, i in self.special.items()})
 
+    @cached_property
     def _payload(self) -> dict:
         ranks = "\n".join(f"{base64.b64encode(token).decode()} {i}"
                           for token, i in sorted(self.ranks.items(), key=lambda item: item[1]))
@@ -119,10 +120,10 @@ class BytePairTokenizer(Tokenizer):
 
     @cached_property
     def fingerprint(self) -> str:
-        return _sha256(self._payload())
+        return _sha256(self._payload)
 
     def save(self, folder: str | Path) -> None:
-        _write(Path(folder), self._payload())
+        _write(Path(folder), self._payload, self.fingerprint)
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -174,17 +175,18 @@ class SentencePieceTokenizer(Tokenizer):
                 lengths[i] = len(p.id_to_piece(i).replace("\u2581", " ").encode())
         return lengths
 
+    @cached_property
     def _payload(self) -> dict:
         return {"kind": "sentencepiece", "name": self.name, "vocab_size": self.vocab_size,
                 "model_sha256": hashlib.sha256(self.model).hexdigest()}
 
     @cached_property
     def fingerprint(self) -> str:
-        return _sha256(self._payload())
+        return _sha256(self._payload)
 
     def save(self, folder: str | Path) -> None:
         (Path(folder) / SENTENCEPIECE_FILE).write_bytes(self.model)
-        _write(Path(folder), self._payload())
+        _write(Path(folder), self._payload, self.fingerprint)
 
 
 def pad64(n: int) -> int:
@@ -294,8 +296,8 @@ def _sha256(payload: dict) -> str:
     return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
 
 
-def _write(folder: Path, payload: dict) -> None:
+def _write(folder: Path, payload: dict, sha256: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{FILE}.part"
-    part.write_text(json.dumps(payload | {"sha256": _sha256(payload)}, indent=1), encoding="utf-8")
+    part.write_text(json.dumps(payload | {"sha256": sha256}, indent=1), encoding="utf-8")
     part.replace(folder / FILE)

@@ -91,11 +91,11 @@ def byte_alphabet() -> dict[str, int]:
 
 def ranks_from_merges(vocab_bpe: str) -> dict[bytes, int]:
     """The ranks of a vocab.bpe: 256 bytes, then one token for each merge, in order."""
-    alphabet = byte_alphabet()
-    ranks = {bytes([b]): i for i, b in enumerate(alphabet.values())}
+    token = {c: bytes([b]) for c, b in byte_alphabet().items()}  # printable form -> bytes
     for line in vocab_bpe.splitlines()[1:]:
-        ranks[bytes(alphabet[c] for c in line.replace(" ", ""))] = len(ranks)
-    return ranks
+        left, right = line.split(" ")
+        token[left + right] = token[left] + token[right]
+    return {raw: i for i, raw in enumerate(token.values())}
 
 
 def trained(documents: Iterable[str], vocab_size: int,

@@ -24,6 +24,7 @@ class TextCorpus:
         self.name = name
         self.val_fraction = val_fraction
         self.notes: list[str] = []
+        self._held: set[int] | None = None
 
     @property
     def has_val(self) -> bool:
@@ -48,15 +49,22 @@ class TextCorpus:
                 if (hash64(text) < threshold) == (split == "val"):
                     yield text
         elif split == "val":
-            yield from self.read("val")
+            yield from self._val()
         else:
             yield from self._train_without_val()
 
+    def _val(self) -> Iterator[str]:
+        held = set()
+        for text in self.read("val"):
+            held.add(hash(text))  # 64 bits, 80 bytes a document; the text is not kept
+            yield text
+        self._held = held  # whoever reads all of val need not read it again for train
+
     def _train_without_val(self) -> Iterator[str]:
-        held = set(map(hash64, self.read("val")))  # 80 bytes a document, not the text
+        held = set(map(hash, self.read("val"))) if self._held is None else self._held
         dropped = 0
         for text in self.read("train"):
-            if hash64(text) in held:
+            if hash(text) in held:
                 dropped += 1
             else:
                 yield text
