@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slm.model import GPT, Block, KVCache, rotate
+from slm.shape import round_up
 
 BLOCK_FLOATS = 100_000   # 400 kB: a block of the head stays in a core's second-level cache
 
@@ -30,7 +31,7 @@ class Head:
     """h (b, d) -> h @ weight.t() (b, v), weight (v, d).
 
     On a CPU several rows are multiplied with one block of the vocabulary after another: a matrix
-    product first packs what it reads, and of a whole head the packed form falls out of the cache."""
+    product first packs what it reads, and a whole packed head falls out of the cache."""
 
     def __init__(self, weight: Tensor, rows: int) -> None:
         self.vocab_size, d = weight.shape
@@ -38,7 +39,8 @@ class Head:
         if rows == 1 or weight.device.type != "cpu":
             self.weight = times(weight)
             return
-        c = max(64, BLOCK_FLOATS // d // 64 * 64)
+        n = -(-weight.numel() // BLOCK_FLOATS)
+        c = round_up(self.vocab_size / n, 16)
         weight = F.pad(weight, (0, 0, 0, -self.vocab_size % c))
         self.blocks = weight.view(-1, c, d).transpose(1, 2).contiguous()          # (v / c, d, c)
 
@@ -73,7 +75,9 @@ def add_branch(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, factor
 
 
 class Decoder:
-    """A model's weights as they are now, for up to `rows` texts at once."""
+    """A model's weights as they are now, for up to `rows` texts at once.
+
+    On a CPU most of them are copied, which takes as long as a few tokens."""
 
     def __init__(self, model: GPT, rows: int) -> None:
         config = model.config
@@ -97,7 +101,7 @@ class Decoder:
         if model.embedding_mult != 1:
             x *= model.embedding_mult
         padding = cache.padding_bias(self.h)                                 # (b h, 1, size)
-        for layer, kv in zip(self.layers, cache.layers):                     # kv: (2, b, h, size, k)
+        for layer, kv in zip(self.layers, cache.layers, strict=True):        # (2, b, h, size, k)
             qkv = affine(layer.ln_1(x), layer.qkv, layer.qkv_bias).view(b, 3, self.h, self.k)
             q, new = self.turned(qkv, rotary)
             kv[:, :, :, cache.length] = new.transpose(0, 1)
@@ -110,12 +114,8 @@ class Decoder:
             y = layer.activate(affine(layer.ln_2(x), layer.up, layer.up_bias))           # (b, f)
             add_branch(x, y, layer.down, layer.down_bias, self.residual)
         cache.length = end
-        return self.head_of(model.ln_f.forward(x))
-
-    def head_of(self, x: Tensor) -> Tensor:
-        """What the model's `hidden` gives for one position, (b, d) -> logits (b, v)."""
-        factor = self.model.logits_mult
-        return self.head(x * factor if factor != 1 else x)
+        x = model.ln_f.forward(x)
+        return self.head(x * model.logits_mult if model.logits_mult != 1 else x)
 
     def turned(self, qkv: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """(b, 3, h, k) -> queries (b h, 1, k) and keys with values (b, 2, h, k), each turned to its

@@ -84,14 +84,16 @@ class Batch:
         self.block, self.device = model.config.block_size, model.wte.weight.device
         self.begin = [max(0, len(text) - self.block) for text in texts]      # of each window
         self.cache: KVCache | None = None
-        self.decoder = Decoder(model, len(texts))
+        self.decoder: Decoder | None = None
 
     def next_logits(self, new: Tensor | None) -> Tensor:
         """Logits of the next token of every text, (b, v). new: (b,) the last tokens, if any are."""
         if self.cache is not None and self.cache.length < self.cache.size:
+            self.decoder = self.decoder or Decoder(self.model, len(self.texts))
             return self.decoder.logits(new, self.cache)
-        h = self.model.hidden(self._windows(), self.cache)                   # (b, t, d)
-        return self.decoder.head_of(h[:, -1])
+        idx = self._windows()                                                # (b, t)
+        h = self.model.hidden(idx, self.cache)                               # (b, t, d)
+        return self.model.logits(h[:, -1:])[:, 0]
 
     def _windows(self) -> Tensor:
         """All windows from their beginning, padded on the left, and an empty cache for them."""

@@ -12,8 +12,9 @@ import torch
 import slm
 from slm import checkpoint, generate
 from slm.corpora import EOT
+from slm.decode import Decoder
 from slm.generate import Writer, generate_ids, likeliest, load, pick
-from slm.model import GPT
+from slm.model import GPT, KVCache
 from slm.shape import PRESETS, GPTConfig
 from slm.tokenizer import BytePairTokenizer
 
@@ -64,6 +65,24 @@ def test_a_batch_of_unequal_prompts_equals_its_rows(preset, parametrization):
     for i, prompt in enumerate(PROMPTS):
         alone = generate_ids(net, [prompt], 40, temperature=1.5, seeds=[7 + i], eot=eot)
         assert alone == [sampled[i]]
+
+
+@pytest.mark.parametrize("parametrization", ["sp", "mup", "completep"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_logits_of_one_more_token_are_those_of_training(preset, parametrization):
+    """One text and three (whose head is cut into blocks: 4001 is no multiple of one), unpadded and
+    padded on the left."""
+    net = model(preset, parametrization=parametrization, base_width=16, base_depth=1,
+                base_head_size=4, input_mult=2.0, output_mult=3.0, vocab_size=4001)
+    ids = torch.randint(4001, (3, BLOCK), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        for rows, pad in ((1, None), (3, None), (3, torch.tensor([0, 4, 2]))):
+            cache, decoder = KVCache(BLOCK, pad), Decoder(net, rows)
+            net(ids[:rows, :6], cache=cache)
+            got = torch.stack([decoder.logits(ids[:rows, i], cache) for i in range(6, BLOCK)], 1)
+            for row, skip in enumerate([0] * rows if pad is None else pad.tolist()):
+                expected = net(ids[row:row + 1, skip:])[0, 6 - skip:]
+                torch.testing.assert_close(got[row], expected, atol=2e-4, rtol=2e-5)
 
 
 def test_greedy_text_is_that_of_transformers():
