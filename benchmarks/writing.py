@@ -1,4 +1,5 @@
-"""Generation: 200 tokens at d256 L4, for one prompt and for 16, beside nanoGPT's generate.
+"""Generation: 200 tokens at d256 L4, for one prompt and for 16, beside nanoGPT's generate; for 16
+also beside nanoGPT's sample.py, which writes one sample after another.
 
 The same weights, temperature and top_k. nanoGPT has no cache and feeds the last block_size tokens
 for every new one; ours feeds the last half block again when a block is full (slm/generate.py), so
@@ -13,6 +14,7 @@ from benchmarks.measure import NO_NANOGPT, Options, Reach, Row, interleave, skip
 from benchmarks.training import SEED_SHAPE, TINY_SHAPE
 
 TEMPERATURE, TOP_K, PROMPT = 0.8, 200, 8   # the first two as in nanoGPT's sample.py
+MANY, ONE_BY_ONE = 16, "nanoGPT, one by one"
 
 
 def prompts(n: int, vocab_size: int) -> list[list[int]]:
@@ -71,9 +73,8 @@ def rows_of(options: Options, vocab_size: int) -> list[Row]:
             inside = shape["block_size"] - PROMPT
             greedy = {name: side(n=1, tokens=inside, greedy=True)["text"]
                       for name, side in sides.items()}
-            found = {n: interleave({name: lambda side=side: side(n=n, tokens=tokens)["sec"]
-                                    for name, side in sides.items()}, options.rounds(rounds), 1)
-                     for n, rounds in ((1, 7), (16, 3))}
+            found = {n: measured(sides, n, tokens, options.rounds(rounds))
+                     for n, rounds in ((1, 7), (MANY, 3))}
         finally:
             for side in sides.values():
                 side.stop()
@@ -83,10 +84,23 @@ def rows_of(options: Options, vocab_size: int) -> list[Row]:
                     len(greedy["ours"])) - PROMPT
         note += f"; greedy, the first {same} of {inside} tokens are the same"
     out = []
-    for n, seconds in found.items():
-        rates = {name: [n * tokens / s for s in values] for name, values in seconds.items()}
+    for n, rates in found.items():
         what = f"V={vocab_size:,}, {tokens} tokens, " \
             + ("one prompt" if n == 1 else f"{n} prompts at once")
         out.append(Row(what, "tokens/s", rates["ours"], rates.get("nanoGPT", []), "nanoGPT",
-                       Reach(5 if n == 1 else 20, "ratio"), note if n == 1 else ""))
+                       Reach(5 if n == 1 else 20, "ratio"), note if n == 1 else
+                       "nanoGPT's generate is given them as one batch too"))
+    if options.nanogpt:
+        out.append(Row(f"  {MANY} at once beside one after another", "tokens/s", rates["ours"],
+                       rates[ONE_BY_ONE], "nanoGPT", Reach(20, "ratio"), "its sample.py writes its "
+                       "samples one after another: the rate of one is the rate of all"))
     return out
+
+
+def measured(sides: dict[str, Child], n: int, tokens: int, rounds: int) -> dict[str, list[float]]:
+    """Tokens a second of each side for n prompts at once and, where n > 1, of nanoGPT for one."""
+    calls = {name: (side, n) for name, side in sides.items()}
+    if n > 1 and "nanoGPT" in sides:
+        calls[ONE_BY_ONE] = (sides["nanoGPT"], 1)
+    return interleave({name: lambda side=side, m=m: m * tokens / side(n=m, tokens=tokens)["sec"]
+                       for name, (side, m) in calls.items()}, rounds, 1)
