@@ -72,6 +72,7 @@ class OurStep:
                     "warmup_tokens": warmup * batch * shape["block_size"]}
         spec = load_spec([], {
             "model": {**model, "preset": preset, "bias": False}, "device": device,
+            "data": {"eval_mode": "windows"},           # random tokens hold no whole story
             "train": {"batch_tokens": batch * shape["block_size"], "steps": horizon},
             "optim": {"name": optimizer, "lr": LR, "weight_decay": WEIGHT_DECAY, "grad_clip": CLIP,
                       "beta1": BETAS[0], "beta2": BETAS[1], **rate}})
