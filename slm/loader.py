@@ -212,12 +212,13 @@ def story_batches(tokens: np.ndarray, ends: np.ndarray, eot: int, block_size: in
     while rows:
         width = len(rows[-1][0]) - 1        # the longest first: memory is tried at once
         b = max(1, batch_tokens // width)
-        batches.append(_padded(rows[-b:], width, eot))
+        batches.append(padded(rows[-b:], width, eot))
         del rows[-b:]
     return batches
 
 
-def _padded(rows: list[tuple[np.ndarray, int]], width: int, eot: int) -> Batch:
+def padded(rows: list[tuple[np.ndarray, int]], width: int, eot: int) -> Batch:
+    """Rows (ids (n + 1,), first position that counts) as one batch (b, width)."""
     x = torch.full((len(rows), width), eot, dtype=torch.int64)
     y = torch.full((len(rows), width), -1, dtype=torch.int64)
     for i, (ids, first) in enumerate(rows):

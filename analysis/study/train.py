@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from analysis.study import HELD_OUT, HERE, PREDICTIONS, RUNS, WIDE
 from slm.errors import UserError
@@ -27,12 +28,12 @@ def train() -> None:
     for sweep in SWEEPS:
         command("-m", "slm.sweep", "run", sweep)
     if not PREDICTIONS.exists():       # a prediction is made once, and in advance
-        gather()
+        gather_all()
         for recipe in FORECASTS:
             command("-m", "analysis.predict", str(RUNS), "--spec", spec,
                     "--out", str(PREDICTIONS), *recipe)
     command("run.py", spec, f"--track.dir={FOLDER}-heldout")
-    gather()
+    gather_all()
 
 
 def command(*words: str) -> None:
@@ -43,21 +44,27 @@ def command(*words: str) -> None:
                         "again goes on from there")
 
 
-def gather() -> None:
-    """Copy the records (no weights) of the finished runs, metrics thinned to LINES lines a run."""
+def gather_all() -> None:
+    """The records of both sweeps and of the held-out run, put beside this file."""
     for part in ("small", "large", "heldout"):
-        for source in sorted((ROOT / f"{FOLDER}-{part}").glob("*/summary.json")):
-            if json.loads(source.read_text())["status"] != "finished":
-                continue
-            target = RUNS / source.parent.name
-            target.mkdir(parents=True, exist_ok=True)
-            for name in ("spec.yaml", "summary.json", "samples.jsonl"):
-                shutil.copy(source.parent / name, target / name)
-            lines = (source.parent / "metrics.jsonl").read_text().splitlines()
-            (target / "metrics.jsonl").write_text("\n".join(thinned(lines)) + "\n")
+        gather(ROOT / f"{FOLDER}-{part}", RUNS)
 
 
-def thinned(lines: list[str]) -> list[str]:
-    """At most about LINES lines: every evaluation, and every k-th of the others."""
-    step = -(-len(lines) // LINES)
+def gather(source: Path, target: Path, lines: int = LINES) -> None:
+    """Copy the records (no weights) of the finished runs of a folder to another, a folder each,
+    metrics thinned to about `lines` lines a run."""
+    for summary in sorted(source.glob("*/summary.json")):
+        if json.loads(summary.read_text())["status"] != "finished":
+            continue
+        kept = target / summary.parent.name
+        kept.mkdir(parents=True, exist_ok=True)
+        for name in ("spec.yaml", "summary.json", "samples.jsonl"):
+            shutil.copy(summary.parent / name, kept / name)
+        metrics = (summary.parent / "metrics.jsonl").read_text().splitlines()
+        (kept / "metrics.jsonl").write_text("\n".join(thinned(metrics, lines)) + "\n")
+
+
+def thinned(lines: list[str], wanted: int = LINES) -> list[str]:
+    """At most about `wanted` lines: every evaluation, and every k-th of the others."""
+    step = -(-len(lines) // wanted)
     return [line for i, line in enumerate(lines) if i % step == 0 or '"val/loss"' in line]

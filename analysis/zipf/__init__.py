@@ -1,0 +1,10 @@
+"""Known answer, known law: do the exponents of a law follow from the data's own?
+
+    python -m analysis.zipf             analysis/study-zipf.md and its figures, from the records
+    python -m analysis.zipf --train     the records first: a sweep, and what each model pays for facts
+"""
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+RUNS = HERE / "runs"
+CELLS = HERE / "facts.csv"              # what each model pays for facts; see measure.py
