@@ -24,7 +24,8 @@ BATCH_TOKENS = 2 ** 14
 
 
 class Telling(NamedTuple):
-    """A fact told: of the hero or the friend, subject k of the world; text[start:end] says it."""
+    """A fact told: of the hero or the friend, subject k of the world; text[start:end] says it, with
+    its article if it has one."""
     variable: str
     fact: str
     k: int
