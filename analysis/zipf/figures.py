@@ -1,34 +1,49 @@
 """The figures of the study."""
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.plots.base import BLACK, BLUE, GREEN, GREY, ORANGE, ORDERED, PALE, RED, SKY, canvas, \
-    caption, dots, log_axis, styled, whisker
+from analysis.plots.base import BLACK, BLUE, GREEN, GREY, ORDERED, canvas, caption, dots, \
+    log_axis, styled, whisker
 from analysis.zipf import ideal
-from analysis.zipf.page import Exponents, Study
+from analysis.zipf.results import FEWEST, SLOW, SPANS, Exponents, Study, by_meetings, how_sure
 from slm.screen import amount
 
 MEETINGS = (10, 100, 1000)
 
 
-def grid(study: Study, height: float):
-    """Axes by (facts, zipf), with titles."""
-    n_facts = len({f for f, _ in study.settings})
-    n_zipf = len(study.settings) // n_facts
-    fig, axes = canvas(None, n_facts, n_zipf, height=height, sharex=True, sharey=True)
-    for ax, (facts, zipf) in zip(axes, study.settings):
-        ax.set_title(f"{facts:,} subjects, z = {zipf:g}")
-    return fig, axes, n_zipf
+def grid(study: Study) -> tuple[Figure, dict[tuple, Axes]]:
+    """Axes by (facts, zipf): a row for each number of facts, a column for each exponent."""
+    facts = sorted({f for f, _ in study.settings}, reverse=True)
+    keys = list(itertools.product(facts, sorted({z for _, z in study.settings})))
+    fig, axes = canvas(None, len(facts), len(keys) // len(facts), height=1.6 + 2.6 * len(facts),
+                       sharex=True, sharey=True)
+    for ax, key in zip(axes, keys):
+        ax.set_title(f"{key[0]:,} subjects, z = {key[1]:g}")
+        ax.set_visible(key in study.settings)
+    return fig, {key: ax for key, ax in zip(keys, axes) if key in study.settings}
+
+
+def label_grid(axes: dict[tuple, Axes], x: str, y: str) -> None:
+    """Log x axes; names of axes only at the left and below."""
+    for (facts, zipf), ax in axes.items():
+        lowest = facts == min(f for f, z in axes if z == zipf)
+        log_axis(ax, "x", "tokens", x if lowest else "")
+        ax.tick_params(labelbottom=lowest)
+        if zipf == min(z for _, z in axes):
+            ax.set_ylabel(y)
 
 
 @styled
 def curves(study: Study) -> Figure:
     """Excess over the floor, and the facts' part of it, beside ideal readers."""
-    fig, axes, n_zipf = grid(study, 5.6)
-    for ax, key in zip(axes, study.settings):
+    fig, axes = grid(study)
+    for key, ax in axes.items():
         runs = study.of(*key)
         rate = study.rates[runs["world"].iloc[0], *key]
         n = np.geomspace(runs["stories"].min(), runs["stories"].max(), 40)
@@ -41,12 +56,9 @@ def curves(study: Study) -> Figure:
             mean = runs.groupby("tokens")[column].mean()
             ax.plot(mean.index, mean, color=color, linewidth=1)
             dots(ax, runs["tokens"], runs[column], color)
-    for ax in axes:
-        log_axis(ax, "x", "tokens", "" if ax in axes[:-n_zipf] else None)
         ax.set_yscale("log")
-        ax.set_ylim(0.008, None)
-    for ax in axes[::n_zipf]:
-        ax.set_ylabel("nats a story")
+    next(iter(axes.values())).set_ylim(0.03, None)
+    label_grid(axes, "training tokens D", "nats a story")
     handles = [Line2D([], [], color=BLACK, marker="o", markersize=5, label="loss above the floor"),
                Line2D([], [], color=BLUE, marker="o", markersize=5, label="of it, for facts"),
                Line2D([], [], color=GREY, linestyle=":", label="a reader who knows no fact"),
@@ -54,7 +66,7 @@ def curves(study: Study) -> Figure:
                Line2D([], [], color=GREEN, linewidth=0.8, linestyle="--",
                       label="once told " + ", ".join(map(str, MEETINGS)) + " times")]
     fig.legend(handles=handles, loc="outside upper center", ncols=3)
-    caption(fig, f"n = {len(study.runs)} runs; points are runs (two worlds), lines their means",
+    caption(fig, f"n = {len(study.runs)} runs",
             "green: exact, nothing fitted")
     return fig
 
@@ -62,9 +74,9 @@ def curves(study: Study) -> Figure:
 @styled
 def ranks(study: Study) -> Figure:
     """What models pay for facts against how often their subject is met, by horizon."""
-    fig, axes, n_zipf = grid(study, 5.6)
+    fig, axes = grid(study)
     horizons = sorted(study.runs["tokens"].unique())
-    for ax, key in zip(axes, study.settings):
+    for key, ax in axes.items():
         here = study.cells[(study.cells["facts"] == key[0]) & (study.cells["zipf"] == key[1])]
         rate = study.rates[study.of(*key)["world"].iloc[0], *key]
         middle = ideal_ranks(len(rate))
@@ -80,17 +92,11 @@ def ranks(study: Study) -> Figure:
             ax.plot(np.arange(1, len(rate) + 1), expected, color=color, linewidth=0.9,
                     linestyle="--")
         ax.axhline(1, color=GREY, linewidth=1, linestyle=":")
-    for ax in axes:
-        log_axis(ax, "x", "rank", "" if ax in axes[:-n_zipf] else "rank of the subject")
-        ax.set_ylim(0, None)
-    for ax in axes[::n_zipf]:
-        ax.set_ylabel("cost of a fact / knowing none")
-    handles = [Line2D([], [], color=ORDERED(i / (len(horizons) - 1)), marker="o", markersize=4,
-                      label=amount(t)) for i, t in enumerate(horizons)]
-    handles += [Line2D([], [], color=GREY, linestyle="--", linewidth=0.9, label="ideal reader")]
-    fig.legend(handles=handles, title="training tokens", loc="outside upper center",
-               ncols=len(handles))
-    caption(fig, "means of two worlds over octaves of ranks (1, 2-3, 4-7, ...)",
+    next(iter(axes.values())).set_ylim(0, None)
+    label_grid(axes, "rank of the subject", "cost of a fact / knowing none")
+    horizon_key(fig, horizons, Line2D([], [], color=GREY, linestyle="--", linewidth=0.9,
+                                      label="ideal reader"))
+    caption(fig, "means over octaves of ranks (1, 2-3, 4-7, ...)",
             "1: a reader who knows no fact and that values are even; dashed: the reader who knows "
             "a fact once told, exact, for the fewest and the most tokens")
     return fig
@@ -107,70 +113,73 @@ def meetings(study: Study) -> Figure:
     """What models pay for a fact against how often it was told: one curve, if a number of tellings
     were all that counts."""
     zipfs = sorted({z for _, z in study.settings})
-    fig, axes = canvas(None, 1, len(zipfs), height=3.7, sharex=True, sharey=True)
+    fig, axes = canvas(None, 1, len(zipfs), height=3.9, sharex=True, sharey=True)
     horizons = sorted(study.runs["tokens"].unique())
+    m = np.geomspace(0.03, 1e4, 200)
     for ax, zipf in zip(axes, zipfs):
+        here = study.cells[study.cells["zipf"] == zipf]
         for i, tokens in enumerate(horizons):
-            c = study.cells[(study.cells["zipf"] == zipf) & (study.cells["tokens"] == tokens)
-                            & (study.cells["told"] >= 20)]
-            edges = np.floor(2 * np.log10(c["meetings"])) / 2
-            g = c.groupby(edges)
-            x = g.apply(lambda p: np.exp(np.average(np.log(p["meetings"]), weights=p["told"])),
-                        include_groups=False)
-            y = g.apply(lambda p: np.average(p["paid"], weights=p["told"]), include_groups=False)
-            ax.plot(x, y, color=ORDERED(i / (len(horizons) - 1)), marker="o", markersize=3.5)
-        m = np.geomspace(0.01, 1e4, 200)
+            g = by_meetings(here[here["tokens"] == tokens], 2)
+            ax.plot(g["meetings"], g["paid"], color=ORDERED(i / (len(horizons) - 1)), marker="o",
+                    markersize=3.5)
         ax.plot(m, np.exp(-m), color=GREEN, linestyle="--", linewidth=1)
         ax.axhline(1, color=GREY, linewidth=1, linestyle=":")
         ax.set_title(f"z = {zipf:g}")
         ax.set_xlim(0.03, 1e4)
-        log_axis(ax, "x", "meetings", "expected tellings seen")
-        ax.set_ylim(0, None)
+        log_axis(ax, "x", "tokens", "tellings of the fact")
+        ax.set_ylim(0, 4.2)
     axes[0].set_ylabel("cost of a fact / knowing none")
+    more = Line2D([], [], color=GREEN, linestyle="--", label="known once told")
+    horizon_key(fig, horizons, more)
+    caption(fig, "means over half decades of tellings (expected number), cells of "
+            f"{FEWEST} or more tellings measured", "1, dotted: a reader who knows no fact")
+    return fig
+
+
+def horizon_key(fig: Figure, horizons: list[float], *more: Line2D) -> None:
+    """Say above the figure which colour is which horizon."""
     handles = [Line2D([], [], color=ORDERED(i / (len(horizons) - 1)), marker="o", markersize=4,
-                      label=amount(t)) for i, t in enumerate(horizons)]
-    handles += [Line2D([], [], color=GREEN, linestyle="--", label="known once told")]
+                      label=amount(float(f"{t:.2g}"))) for i, t in enumerate(horizons)] + list(more)
     fig.legend(handles=handles, title="training tokens", loc="outside upper center",
                ncols=len(handles))
-    caption(fig, "means over half decades of tellings, both numbers of subjects and both worlds; "
-            "cells of at least 20 tellings read")
-    return fig
+
+
+TITLES = {"all": "all horizons", "late": "the last three", "last": "the last doubling"}
 
 
 @styled
-def slopes(every: list[Exponents], late: list[Exponents]) -> Figure:
+def slopes(study: Study, found: list[Exponents]) -> Figure:
     """Exponents against the data's, theory and measurement."""
-    counts = sorted({e.facts for e in every}, reverse=True)
-    fig, axes = canvas(None, 1, 2 * len(counts), height=3.9, sharey=True)
-    panels = [(rows, word, f) for f in counts for rows, word in ((every, "all horizons"),
-                                                                 (late, "last three"))]
-    series = (("asymptotic", "infinitely many facts", PALE, "-", "s"),
-              ("ideal", "known once told, exact", GREEN, "-", "D"),
-              ("slow", "as late as the models, exact", ORANGE, "--", "D"))
-    for ax, (rows, word, facts) in zip(axes, panels):
-        here = [e for e in rows if e.facts == facts]
+    counts = sorted({e.facts for e in found}, reverse=True)
+    fig, axes = canvas(None, len(counts), len(SPANS), height=1.5 + 2.7 * len(counts), sharex=True,
+                       sharey=True)
+    for ax, (facts, span) in zip(axes, itertools.product(counts, SPANS)):
+        here = [e for e in found if e.facts == facts]
         z = np.array([e.zipf for e in here])
-        for name, _, color, line, mark in series:
-            ax.plot(z, [getattr(e, name) for e in here], color=color, linestyle=line, marker=mark,
+        ax.plot(z, [ideal.asymptotic(x) for x in z], color=GREY, linestyle=":", marker="s",
+                markersize=4)
+        for c, line in (("known", "-"), ("slow", "--")):
+            ax.plot(z, [e.value[c, span] for e in here], color=GREEN, linestyle=line, marker="D",
                     markersize=4, linewidth=1.2)
-        for column, color, shift in (("paid", BLUE, -0.03), ("excess", BLACK, 0.03)):
+        for c, color, shift in (("paid", BLUE, -0.03), ("excess", BLACK, 0.03)):
             for x, e in zip(z + shift, here):
-                v, h = e.measured[column], e.half[column]
-                whisker(ax, x, v - h, v + h, color)
-                dots(ax, [x], [v], color)
-        ax.set_title(f"{facts:,}, {word}", fontsize=9.5)
-        ax.set_xticks(z)
-        ax.set_xlim(z.min() - 0.2, z.max() + 0.2)
+                value, half = e.value[c, span], e.half[c, span]
+                whisker(ax, x, value - half, value + half, color)
+                dots(ax, [x], [value], color)
+        ax.set_title(f"{facts:,}, {TITLES[span]}", fontsize=9)
+        ax.set_xticks(sorted({z for _, z in study.settings}))
+        ax.set_xlim(0.8, 2.2)
+    for ax in axes[-len(SPANS):]:
         ax.set_xlabel("Zipf exponent z")
-    axes[0].set_ylabel("exponent in tokens")
+    for ax in axes[::len(SPANS)]:
+        ax.set_ylabel("exponent in tokens")
     axes[0].set_ylim(0, None)
-    handles = [Line2D([], [], color=c, linestyle=s, marker=m, markersize=4, label=text)
-               for _, text, c, s, m in series]
-    handles += [Line2D([], [], color=BLUE, marker="o", linestyle="", label="measured: facts"),
-                Line2D([], [], color=BLACK, marker="o", linestyle="", label="measured: all excess")]
-    fig.legend(handles=handles, loc="outside upper center", ncols=3)
-    caption(fig, "95 % intervals: the spread between two worlds, pooled over settings")
+    look = [dict(color=BLACK, marker="o", linestyle="", label="measured: all above the floor"),
+            dict(color=BLUE, marker="o", linestyle="", label="measured: facts"),
+            dict(color=GREY, linestyle=":", marker="s", label="theory, endless facts: (z - 1)/z"),
+            dict(color=GREEN, linestyle="-", marker="D", label="exact: known once told"),
+            dict(color=GREEN, linestyle="--", marker="D", label=f"exact: once told {SLOW} times")]
+    fig.legend(handles=[Line2D([], [], markersize=4, **k) for k in look], ncols=3,
+               loc="outside upper center")
+    caption(fig, "whiskers: 95 %, " + how_sure(study))
     return fig
-
-
-__all__ = ["RED", "SKY", "curves", "meetings", "ranks", "slopes"]

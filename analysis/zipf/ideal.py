@@ -1,17 +1,16 @@
 """What theory expects of facts that are met with Zipf frequencies: exactly, for this many of them.
 
 An ideal reader knows the grammar and how often each subject is met, and knows a fact from its m-th
-telling on. m = 1 is Hutter 2021 (arXiv 2102.04074, "Learning curve theory"), larger m a threshold of
-meetings, as the quantization model has it (Michaud et al. 2023, arXiv 2303.13506, section 3). With
-infinitely many facts of frequency ~ k ** -z, z > 1, what is not yet known falls as n ** -(z - 1)/z
-for every m; with finitely many it falls faster in the end, and for z <= 1 there is no power at all.
+telling on. m = 1 is Hutter 2021 (arXiv 2102.04074, "Learning Curve Theory"), larger m a threshold
+of meetings, as in the quantization model (Michaud et al. 2023, arXiv 2303.13506). With infinitely
+many facts of frequency ~ k ** -z, z > 1, what is not yet known falls as n ** -(z - 1)/z for every
+m; with finitely many it falls faster in the end, and for z <= 1 there is no power at all.
 """
 from __future__ import annotations
 
 import math
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import betainc
 
 from slm.corpora import fables_grammar as language
@@ -20,7 +19,6 @@ from slm.corpora.fables import Fables, fact_of
 FACTS = tuple(language.FACTS)
 VALUE_NATS = np.array([math.log(len(values)) for values in language.FACTS.values()])    # (facts,)
 VARIABLES = ("hero", "friend")
-MOST_MEETINGS = 1e5
 
 
 def told(world: Fables) -> np.ndarray:
@@ -56,17 +54,6 @@ def cost(rate: np.ndarray, stories: float, meetings: float = 1.0) -> float:
     """Nats a story that the ideal reader pays on average for facts after so many stories; at none,
     what a reader pays who knows no fact. rate: (subjects, facts)."""
     return float((rate * VALUE_NATS * unknown(rate, stories, meetings)).sum())
-
-
-def meetings(rate: np.ndarray, stories: float, paid: float) -> float:
-    """The number of tellings from which on an ideal reader must know a fact to pay as much as was
-    paid; nan where that is more than a reader pays who knows none, or less than the best."""
-    def above(log_m: float) -> float:
-        return cost(rate, stories, math.exp(log_m)) - paid
-    most = math.log(min(MOST_MEETINGS, stories))
-    if not above(0.0) <= 0 <= above(most):
-        return math.nan
-    return math.exp(brentq(above, 0.0, most, xtol=1e-6))
 
 
 def asymptotic(zipf: float) -> float:

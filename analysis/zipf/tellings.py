@@ -13,7 +13,6 @@ from typing import Iterable, NamedTuple
 import numpy as np
 import torch
 
-from slm.corpora import fables_grammar as language
 from slm.corpora.fables import Fables, fact_of
 from slm.corpora.fables_engine import Grammar, Mention, identify
 from slm.loader import padded

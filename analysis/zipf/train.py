@@ -7,10 +7,9 @@ import pandas as pd
 
 from analysis.runs import load_runs
 from analysis.study.train import ROOT, command, gather
-from analysis.zipf import CELLS, RUNS
+from analysis.zipf import CELLS, RUNS, SWEEP
 from slm.screen import say
 
-SWEEP = "sweeps/zipf.yaml"
 FOLDER = ROOT / "runs" / "zipf"
 LINES = 10              # of metrics.jsonl that the repository keeps of a run
 
