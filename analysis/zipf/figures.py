@@ -131,8 +131,9 @@ def meetings(study: Study) -> Figure:
     axes[0].set_ylabel("cost of a fact / knowing none")
     more = Line2D([], [], color=GREEN, linestyle="--", label="known once told")
     horizon_key(fig, horizons, more)
-    caption(fig, "means over half decades of tellings (expected number), cells of "
-            f"{FEWEST} or more tellings measured", "1, dotted: a reader who knows no fact")
+    caption(fig, "means over half decades of tellings (expected number) and all numbers of "
+            f"subjects, cells of {FEWEST} or more tellings measured",
+            "1, dotted: a reader who knows no fact")
     return fig
 
 
@@ -166,6 +167,8 @@ def slopes(study: Study, found: list[Exponents]) -> Figure:
                 value, half = e.value[c, span], e.half[c, span]
                 whisker(ax, x, value - half, value + half, color)
                 dots(ax, [x], [value], color)
+        ax.plot(z, [e.value["boundary", span] for e in here], color=BLUE, marker="o", markersize=5,
+                linestyle="", fillstyle="none")
         ax.set_title(f"{facts:,}, {TITLES[span]}", fontsize=9)
         ax.set_xticks(sorted({z for _, z in study.settings}))
         ax.set_xlim(0.8, 2.2)
@@ -173,13 +176,16 @@ def slopes(study: Study, found: list[Exponents]) -> Figure:
         ax.set_xlabel("Zipf exponent z")
     for ax in axes[::len(SPANS)]:
         ax.set_ylabel("exponent in tokens")
-    axes[0].set_ylim(0, None)
+    axes[0].set_ylim(0, 1.2)
     look = [dict(color=BLACK, marker="o", linestyle="", label="measured: all above the floor"),
             dict(color=BLUE, marker="o", linestyle="", label="measured: facts"),
+            dict(color=BLUE, marker="o", linestyle="", fillstyle="none",
+                 label="of it: more facts known"),
             dict(color=GREY, linestyle=":", marker="s", label="theory, endless facts: (z - 1)/z"),
             dict(color=GREEN, linestyle="-", marker="D", label="exact: known once told"),
             dict(color=GREEN, linestyle="--", marker="D", label=f"exact: once told {SLOW} times")]
     fig.legend(handles=[Line2D([], [], markersize=4, **k) for k in look], ncols=3,
                loc="outside upper center")
-    caption(fig, "whiskers: 95 %, " + how_sure(study))
+    caption(fig, "whiskers: 95 %, " + how_sure(study),
+            "readers who know each of 100 once told: beyond the frame")
     return fig

@@ -79,7 +79,7 @@ def row(e: Exponents, span: str) -> str:
         return f"{value:.2f} [{value - half:.2f}, {value + half:.2f}]"
     return (f"| {e.facts:,} | {e.zipf:g} | {SPAN_NAMES[span]} | {ideal.asymptotic(e.zipf):.2f} | "
             f"{e.value['known', span]:.2f} | {e.value['slow', span]:.2f} | {measured('paid')} | "
-            f"{measured('excess')} |")
+            f"{e.value['boundary', span]:.2f} | {measured('excess')} |")
 
 
 def listed(values: list[float], how: str = ".2f") -> str:
@@ -112,7 +112,12 @@ def follow(many: list[Exponents]) -> str:
             f"of {len(inside)} lie inside the interval, and the intervals are wide. The reader who "
             f"needs one telling is another matter ({values('known', 'last')}): how many meetings a "
             "learner needs does not change the exponent of endless facts, but it does that of a "
-            "thousand.")
+            "thousand.\n\nTwo things make facts cheaper as training goes on: more of them are "
+            "known, which is the theory, and those that are not known cost less, which is not in "
+            "it (next section). Had a fact told so often always cost what it does at the last "
+            f"horizon, the first alone would give {values('boundary', 'all')} over all horizons "
+            f"and {values('boundary', 'last')} over the last doubling: late, most of what is "
+            "measured, and somewhat less than the reader with a sharp threshold has.")
 
 
 def steps(study: Study) -> str:

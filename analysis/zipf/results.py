@@ -31,6 +31,8 @@ class Study:
         paid                of these for facts
         known, slow         nats a story that ideal readers pay after as many stories: the one who
                             knows a fact once told, and once told SLOW times
+        boundary            nats a story that facts would cost if a fact told so often always cost
+                            what it does at the setting's last horizon
 
     excess_se and paid_se are standard errors of the measuring, not of luck in training.
     cells: what runs pay by fact and octave of ranks (measure.py), with the expected number of
@@ -82,7 +84,16 @@ def load() -> Study:
         runs.loc[i, "known"] = ideal.cost(by_key[key], runs["stories"][i])
         runs.loc[i, "slow"] = ideal.cost(by_key[key], runs["stories"][i], SLOW)
         parts.append(part.assign(facts=key[1], zipf=key[2], tokens=runs["tokens"][i]))
-    return Study(runs, pd.concat(parts, ignore_index=True), by_key)
+    study = Study(runs, pd.concat(parts, ignore_index=True), by_key)
+    for key in study.settings:
+        here = study.cells[(study.cells["facts"] == key[0]) & (study.cells["zipf"] == key[1])]
+        curve = by_meetings(here[here["tokens"] == here["tokens"].max()])
+        for i in study.of(*key).index:
+            rate = by_key[runs["world"][i], *key]
+            share = np.interp(np.log(rate * runs["stories"][i]), np.log(curve["meetings"]),
+                              curve["paid"])
+            runs.loc[i, "boundary"] = (rate * ideal.VALUE_NATS * share).sum()
+    return study
 
 
 def weighed(cells: pd.DataFrame, rate: np.ndarray, stories: float) -> pd.DataFrame:
@@ -111,7 +122,7 @@ def weighed(cells: pd.DataFrame, rate: np.ndarray, stories: float) -> pd.DataFra
 
 # -- exponents -------------------------------------------------------------------------------------
 
-EXACT, MEASURED = ("known", "slow"), ("paid", "excess")
+EXACT, MEASURED = ("known", "slow", "boundary"), ("paid", "excess")
 
 
 @dataclass
