@@ -10,7 +10,7 @@ def main() -> int:
                                      "exponents of a law follow from the Zipf exponent of its data",
                                      allow_abbrev=False)
     parser.add_argument("--train", action="store_true", help="train the runs anew first (what is "
-                        "done already is not done again): about 25 minutes of one core")
+                        "done already is not done again): about half an hour of one core")
     options = parser.parse_args()
     try:
         if options.train:

@@ -180,7 +180,7 @@ def slopes(study: Study, found: list[Exponents]) -> Figure:
     look = [dict(color=BLACK, marker="o", linestyle="", label="measured: all above the floor"),
             dict(color=BLUE, marker="o", linestyle="", label="measured: facts"),
             dict(color=BLUE, marker="o", linestyle="", fillstyle="none",
-                 label="of it: more facts known"),
+                 label="by more facts known alone"),
             dict(color=GREY, linestyle=":", marker="s", label="theory, endless facts: (z - 1)/z"),
             dict(color=GREEN, linestyle="-", marker="D", label="exact: known once told"),
             dict(color=GREEN, linestyle="--", marker="D", label=f"exact: once told {SLOW} times")]
