@@ -19,7 +19,8 @@ NEEDS = {"make": "the Makefile's own targets are what runs this test",
          "wandb": "a W&B account (tests/test_sweep_wandb.py runs these against a stand-in)",
          "agents": "a W&B account (tests/test_sweep_wandb.py)",
          "wandb:ENTITY/PROJECT": "a W&B account (tests/test_runs.py)",
-         "analysis.study": "test_study.py, which is longer"}
+         "analysis.study": "test_study.py, which is longer",
+         "analysis.zipf": "test_zipf.py, which is longer"}
 
 
 @pytest.fixture(scope="module")
