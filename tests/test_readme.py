@@ -19,8 +19,7 @@ NEEDS = {"make": "the Makefile's own targets are what runs this test",
          "wandb": "a W&B account (tests/test_sweep_wandb.py runs these against a stand-in)",
          "agents": "a W&B account (tests/test_sweep_wandb.py)",
          "wandb:ENTITY/PROJECT": "a W&B account (tests/test_runs.py)",
-         "analysis.study": "test_study.py, which is longer",
-         "analysis.zipf": "test_zipf.py, which is longer"}
+         "analysis.studies": "test_study.py, test_zipf.py and test_studies.py, which are longer"}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +51,7 @@ def test_a_command_of_the_readme_runs(command, clone):
         words += SHORT
     elif words[1] in ("analysis.predict", "analysis.report"):  # of the study's records, or a few
         few = sorted((clone / "analysis" / "study" / "runs").glob("n_embd48*"))[:4]
-        few = ["analysis/study/runs"] if words[1] == "analysis.predict" else map(str, few)
+        few = ["analysis/studies/fables/runs"] if words[1] == "analysis.predict" else map(str, few)
         words = [w for word in words for w in (few if word == "runs/" else [word])]
         words = [w.replace("modern", "study-heldout") for w in words]
     elif words[:3] == ["-m", "slm.sweep", "run"]:

@@ -4,7 +4,7 @@ import re
 from tiny import ROOT
 
 from analysis.runs import load_runs
-from analysis.study import page
+from analysis.studies.fables import page
 
 NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
 

@@ -13,8 +13,8 @@ from scipy.stats import binom
 from test_study import split
 from tiny import ROOT
 
-from analysis.zipf import ideal
-from analysis.zipf.tellings import costs, probe, reading, tellings
+from analysis.studies.zipf import ideal
+from analysis.studies.zipf.tellings import costs, probe, reading, tellings
 from slm.corpora.fables import Fables
 from slm.corpora.fables_engine import Grammar
 from slm.corpora.fables_weights import Table
@@ -182,7 +182,7 @@ def test_costs_are_those_of_the_tokens_that_say_the_fact(world, stories, tmp_pat
 # --- the page ---
 
 def test_the_page_follows_from_the_records():
-    from analysis.zipf import page
+    from analysis.studies.zipf import page
     made = split(page.text(page.load()))
     kept = split((ROOT / "analysis" / "study-zipf.md").read_text(encoding="utf-8"))
     assert made[0] == kept[0]

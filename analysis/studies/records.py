@@ -1,6 +1,8 @@
-"""The records of a study: one table of its runs, a line each, made by its sweeps."""
+"""The records of a study: copies of its runs without weights, or one table with a line for each."""
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,8 @@ from analysis.runs import load_runs
 from analysis.studies import HERE, ROOT
 from slm.errors import UserError
 from slm.screen import say
+
+LINES = 100             # of metrics.jsonl that the repository keeps of a run
 
 
 def command(*words: str) -> None:
@@ -50,3 +54,23 @@ def load(name: str) -> pd.DataFrame:
         raise UserError(f"{records(name)}: not there; python -m analysis.studies {name} --train "
                         "makes it")
     return pd.read_csv(records(name))
+
+
+def copy_records(source: Path, target: Path, lines: int = LINES) -> None:
+    """Copy the records (no weights) of the finished runs of a folder to another, a folder each,
+    metrics thinned to about `lines` lines a run."""
+    for summary in sorted(source.glob("*/summary.json")):
+        if json.loads(summary.read_text())["status"] != "finished":
+            continue
+        kept = target / summary.parent.name
+        kept.mkdir(parents=True, exist_ok=True)
+        for name in ("spec.yaml", "summary.json", "samples.jsonl"):
+            shutil.copy(summary.parent / name, kept / name)
+        metrics = (summary.parent / "metrics.jsonl").read_text().splitlines()
+        (kept / "metrics.jsonl").write_text("\n".join(thinned(metrics, lines)) + "\n")
+
+
+def thinned(lines: list[str], wanted: int = LINES) -> list[str]:
+    """At most about `wanted` lines: every evaluation, and every k-th of the others."""
+    step = -(-len(lines) // wanted)
+    return [line for i, line in enumerate(lines) if i % step == 0 or '"val/loss"' in line]

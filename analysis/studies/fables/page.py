@@ -15,7 +15,7 @@ from analysis.predict import outcomes, read_predictions
 from analysis.runs import load_history, load_runs, load_spec_of
 from analysis.scaling import Law, fit_law
 from analysis.scaling.optimal import Frontier, compute_optimal
-from analysis.study import HELD_OUT, HERE, PREDICTIONS, RUNS, WIDE
+from analysis.studies.fables import HELD_OUT, HERE, PREDICTIONS, RUNS, WIDE
 
 DPI = 110
 SHORT = 900                             # steps
@@ -72,7 +72,7 @@ def write() -> list[Path]:
     """Draw the figures and write study-fables.md; the paths. Raises UserError without records."""
     study = load()
     figures = draw(study)
-    page = HERE.parent / "study-fables.md"
+    page = HERE.parent.parent / "study-fables.md"
     text = (HERE / "template.md").read_text(encoding="utf-8").format(**facts(study))
     page.write_text(text, encoding="utf-8")
     return [page, *figures]

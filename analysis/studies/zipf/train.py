@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.runs import load_runs
-from analysis.study.train import ROOT, command, gather
-from analysis.zipf import CELLS, RUNS, SWEEP
+from analysis.studies import ROOT
+from analysis.studies.records import command, copy_records
+from analysis.studies.zipf import CELLS, RUNS, SWEEP
 from slm.screen import say
 
 FOLDER = ROOT / "runs" / "zipf"
@@ -18,14 +19,14 @@ def train() -> None:
     """Train and measure what is missing (a second call goes on where the first stopped), and put
     the records beside this file. Raises UserError where a step fails."""
     command("-m", "slm.sweep", "run", SWEEP)
-    gather(FOLDER, RUNS, LINES)
+    copy_records(FOLDER, RUNS, LINES)
     measure_all(FOLDER, CELLS)
 
 
 def measure_all(folder: Path, table: Path) -> None:
     """Measure the finished runs of a folder that the table does not have yet. The rows of runs that
     are no longer there are dropped."""
-    from analysis.zipf.measure import measure
+    from analysis.studies.zipf.measure import measure
     runs = load_runs(folder)
     runs = runs[runs["status"] == "finished"]
     known = pd.read_csv(table) if table.exists() else pd.DataFrame({"run": []})

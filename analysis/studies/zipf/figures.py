@@ -10,8 +10,9 @@ from matplotlib.lines import Line2D
 
 from analysis.plots.base import BLACK, BLUE, GREEN, GREY, ORDERED, canvas, caption, dots, \
     log_axis, styled, whisker
-from analysis.zipf import ideal
-from analysis.zipf.results import FEWEST, SLOW, SPANS, Exponents, Study, by_meetings, how_sure
+from analysis.studies.zipf import ideal
+from analysis.studies.zipf.results import FEWEST, SLOW, SPANS, Exponents, Study, \
+    by_meetings, how_sure
 from slm.screen import amount
 
 MEETINGS = (10, 100, 1000)

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.runs.local import read_spec
-from analysis.zipf import ideal
-from analysis.zipf.tellings import costs, probe
+from analysis.studies.zipf import ideal
+from analysis.studies.zipf.tellings import costs, probe
 from slm.corpora.fables import Fables
 from slm.generate import find_checkpoint, load_model
 from slm.tokenizer import load_tokenizer

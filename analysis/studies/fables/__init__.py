@@ -1,7 +1,7 @@
 """A law on fables, checked against what is known: the floor, and a run predicted in advance.
 
-    python -m analysis.study            analysis/study-fables.md and its figures, from the records
-    python -m analysis.study --train    the records first: sweeps, prediction, held-out run
+    python -m analysis.studies fables            analysis/study-fables.md and figures, from records
+    python -m analysis.studies fables --train    the records first: sweeps, prediction, held-out run
 """
 from pathlib import Path
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from analysis.zipf import HERE, SWEEP, ideal
-from analysis.zipf.results import SLOW, Exponents, Study, exponents, load, step
+from analysis.studies import ROOT
+from analysis.studies.zipf import HERE, SWEEP, ideal
+from analysis.studies.zipf.results import SLOW, Exponents, Study, exponents, load, step
 from slm.screen import amount
 
 SPAN_NAMES = {"all": "all horizons", "last": "the last doubling"}
@@ -18,13 +19,13 @@ RARE = 10               # tellings: facts told less often are not known to any o
 def write() -> list[Path]:
     """Draw the figures and write study-zipf.md; the paths. Raises UserError without records."""
     from analysis import plots
-    from analysis.zipf import figures
+    from analysis.studies.zipf import figures
     study = load()
     made = {"curves": figures.curves(study), "slopes": figures.slopes(study, exponents(study)),
             "meetings": figures.meetings(study), "ranks": figures.ranks(study)}
     for name, figure in made.items():
         (HERE / f"{name}.png").write_bytes(plots.to_png(figure, dpi=110))
-    page = HERE.parent / "study-zipf.md"
+    page = HERE.parent.parent / "study-zipf.md"
     page.write_text(text(study), encoding="utf-8")
     return [page, *(HERE / f"{name}.png" for name in made)]
 
@@ -61,7 +62,7 @@ def fields(study: Study) -> dict:
 
 def points() -> int:
     """Trunks of the sweep, a grid."""
-    sweep = yaml.safe_load((HERE.parent.parent / SWEEP).read_text(encoding="utf-8"))
+    sweep = yaml.safe_load((ROOT / SWEEP).read_text(encoding="utf-8"))
     return math.prod(len(p.get("values", [0])) for p in sweep["parameters"].values())
 
 

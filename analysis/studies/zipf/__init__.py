@@ -1,7 +1,7 @@
 """Known answer, known law: do the exponents of a law follow from the data's own?
 
-    python -m analysis.zipf            analysis/study-zipf.md and its figures, from the records
-    python -m analysis.zipf --train    the records first: a sweep, and what its models pay
+    python -m analysis.studies zipf            analysis/study-zipf.md and its figures, from records
+    python -m analysis.studies zipf --train    the records first: a sweep, and what its models pay
 """
 from pathlib import Path
 

@@ -10,8 +10,8 @@ import pandas as pd
 from scipy.stats import t as student
 
 from analysis.runs import load_runs
-from analysis.zipf import CELLS, RUNS, ideal
-from analysis.zipf.measure import octave
+from analysis.studies.zipf import CELLS, RUNS, ideal
+from analysis.studies.zipf.measure import octave
 from slm.corpora.fables import Fables
 from slm.errors import UserError
 
@@ -66,7 +66,7 @@ def load() -> Study:
     missing = set(runs["run"]) ^ set(cells["run"])
     if missing:
         raise UserError(f"{CELLS}: {sorted(missing)[0]} is there or in {RUNS}, not in both: "
-                        "python -m analysis.zipf --train measures what is missing")
+                        "python -m analysis.studies zipf --train measures what is missing")
     runs = runs.astype({"world": int, "facts": int})
     texts = [json.loads((RUNS / name / "summary.json").read_text())["data"] for name in runs["run"]]
     a_story = {part: np.array([d[part]["tokens"] / d[part]["documents"] for d in texts])
