@@ -50,7 +50,7 @@ def test_a_command_of_the_readme_runs(command, clone):
     elif words[0] == "run.py" and "--help" not in words:
         words += SHORT
     elif words[1] in ("analysis.predict", "analysis.report"):  # of the study's records, or a few
-        few = sorted((clone / "analysis" / "study" / "runs").glob("n_embd48*"))[:4]
+        few = sorted((clone / "analysis" / "studies" / "fables" / "runs").glob("n_embd48*"))[:4]
         few = ["analysis/studies/fables/runs"] if words[1] == "analysis.predict" else map(str, few)
         words = [w for word in words for w in (few if word == "runs/" else [word])]
         words = [w.replace("modern", "study-heldout") for w in words]
