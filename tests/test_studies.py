@@ -8,11 +8,13 @@ import pytest
 from tiny import ROOT
 
 from analysis.studies import STUDIES, tokens, transfer
+from analysis.studies.records import records
+from slm.errors import UserError
 
 NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
 
 
-@pytest.mark.parametrize("name", [name for name in STUDIES if name not in ("fables", "zipf")])
+@pytest.mark.parametrize("name", [name for name in STUDIES if records(name).is_file()])
 def test_the_page_follows_from_the_records(name):
     study = importlib.import_module(f"analysis.studies.{name}")
     made, kept = study.text(), study.PAGE.read_text(encoding="utf-8")
@@ -22,6 +24,12 @@ def test_the_page_follows_from_the_records(name):
         assert abs(a - b) <= 0.01 * max(abs(a), abs(b)) + 0.002, (a, b)
     for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", kept):
         assert 5_000 < (ROOT / "analysis" / name).stat().st_size < 200_000
+
+
+def test_a_study_without_records_says_how_they_are_made(monkeypatch, tmp_path):
+    monkeypatch.setattr("analysis.studies.records.HERE", tmp_path)
+    with pytest.raises(UserError, match="python -m analysis.studies tokens --train makes it"):
+        tokens.load()
 
 
 def curves(corpus: str, speed: dict, noise: float = 0.0) -> pd.DataFrame:

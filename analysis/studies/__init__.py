@@ -7,4 +7,4 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-STUDIES = ("fables", "zipf", "transfer")
+STUDIES = ("fables", "zipf", "transfer", "tokens")
