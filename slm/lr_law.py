@@ -69,7 +69,11 @@ class LrLaw:
 
     def rate(self, params: Mapping[str, int], tokens: float) -> float:
         """The learning rate. params: cost.count_params of the model; tokens: of the horizon."""
-        return self.scale * params[self.count] ** self.n * tokens ** self.d
+        return self.at(params[self.count], tokens)
+
+    def at(self, n: float, tokens: float) -> float:
+        """The learning rate at N = n, counted as `count` says."""
+        return self.scale * n ** self.n * tokens ** self.d
 
     def outside(self, params: Mapping[str, int], tokens: float) -> str:
         """How far a run lies out of the fitted range ('' inside of it)."""

@@ -9,9 +9,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from pages import assert_pictures, assert_same
 from scipy.stats import binom
-from test_study import split
-from tiny import ROOT
 
 from analysis.studies.zipf import ideal
 from analysis.studies.zipf.tellings import costs, probe, reading, tellings
@@ -183,16 +182,8 @@ def test_costs_are_those_of_the_tokens_that_say_the_fact(world, stories, tmp_pat
 
 def test_the_page_follows_from_the_records():
     from analysis.studies.zipf import page
-    made = split(page.text(page.load()))
-    kept = split((ROOT / "analysis" / "study-zipf.md").read_text(encoding="utf-8"))
-    assert made[0] == kept[0]
-    for a, b in zip(made[1], kept[1]):
-        assert abs(a - b) <= 0.02 * max(abs(a), abs(b)) + 0.002, (a, b)
+    assert_same(page.text(page.load()), "study-zipf.md")
 
 
 def test_every_picture_of_the_page_is_there_and_small():
-    text = (ROOT / "analysis" / "study-zipf.md").read_text(encoding="utf-8")
-    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
-    assert len(pictures) >= 3
-    for name in pictures:
-        assert 5_000 < (ROOT / "analysis" / name).stat().st_size < 200_000
+    assert_pictures("study-zipf.md", at_least=3)

@@ -84,12 +84,10 @@ class LrFit:
                   f"  {self.level:.0%} intervals; {len(self.used)} of {len(self.cells)} cells (N, "
                   "D) fitted", f"  {'N':>10} {'D':>10} rates    best lr    the law's"]
         for c in self.cells:
-            said = f"{c.lr:10.3g} {self.at(c):12.3g}" if not c.why else f"left out: {c.why}"
+            said = f"left out: {c.why}" if c.why else \
+                f"{c.lr:10.3g} {law.at(c.n_params, c.tokens):12.3g}"
             lines.append(f"  {c.n_params:10.3g} {c.tokens:10.3g} {c.n_rates:5d} {said}")
         return "\n".join(lines + self.notes)
-
-    def at(self, cell: Cell) -> float:
-        return self.law.scale * cell.n_params ** self.law.n * cell.tokens ** self.law.d
 
     def to_dict(self) -> dict:
         """For the JSON file that optim.lr_law reads; the law, and how it was made."""

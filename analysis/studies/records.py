@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
+from analysis.plots.base import to_png
 from analysis.runs import load_runs
 from analysis.studies import HERE, ROOT
 from slm.errors import UserError
 from slm.screen import say
 
+DPI = 110
 LINES = 100             # of metrics.jsonl that the repository keeps of a run
 
 
@@ -34,11 +37,14 @@ def train(sweeps: list[str]) -> None:
 
 def gather(name: str, sweeps: list[str], columns: list[str], runs: Path = ROOT / "runs") -> None:
     """Write the finished and diverged runs of sweeps to <name>.csv: columns of the table of runs,
-    with the sweep's name. Raises UserError where a sweep has no run."""
+    with the sweep's name; a run that diverged has no loss. Raises UserError where a sweep has no
+    run."""
     parts = []
     for sweep in sweeps:
         table = load_runs(runs / sweep)
-        parts.append(table[table["status"].isin(["finished", "diverged"])].assign(sweep=sweep))
+        table = table[table["status"].isin(["finished", "diverged"])].assign(sweep=sweep)
+        table["loss"] = table["loss"].where(table["status"] == "finished")
+        parts.append(table)
     found = pd.concat(parts).sort_values(["sweep", "run"])
     found[["sweep", "run", "status", *columns]].to_csv(records(name), index=False,
                                                        float_format="%.10g", lineterminator="\n")
@@ -54,6 +60,23 @@ def load(name: str) -> pd.DataFrame:
         raise UserError(f"{records(name)}: not there; python -m analysis.studies {name} --train "
                         "makes it")
     return pd.read_csv(records(name))
+
+
+def best_rate(runs: pd.DataFrame) -> tuple[float, pd.Series, bool]:
+    """The learning rate with the best mean loss over seeds, that mean of every rate (NaN where a
+    run has no loss: a rate that diverges once is out), and whether the best is the least or the
+    largest tried. runs: those of one setting, with lr and loss."""
+    means = runs.groupby("lr")["loss"].agg(lambda x: x.mean(skipna=False))
+    best = means.idxmin()
+    return best, means, best in (means.index.min(), means.index.max())
+
+
+def publish(page: Path, text: str, figures: dict[Path, Figure]) -> list[Path]:
+    """Write a study's page and its figures (PNG); their paths."""
+    for path, figure in figures.items():
+        path.write_bytes(to_png(figure, dpi=DPI))
+    page.write_text(text, encoding="utf-8")
+    return [page, *figures]
 
 
 def copy_records(source: Path, target: Path, lines: int = LINES) -> None:

@@ -42,9 +42,7 @@ def tuned(runs: pd.DataFrame) -> pd.DataFrame:
     optimiser and horizon; `edge`: that rate is the least or largest of those tried."""
     parts = []
     for _, cell in runs.groupby(["corpus", "n_embd", "preset", "optimizer", "tokens"]):
-        means = cell.groupby("lr")["loss"].agg(lambda x: x.mean(skipna=False))
-        best = means.idxmin()
-        edge = best in (means.index.min(), means.index.max())
+        best, _, edge = records.best_rate(cell)
         parts.append(cell[cell["lr"] == best].assign(edge=edge))
     return pd.concat(parts, ignore_index=True)
 
@@ -97,23 +95,15 @@ def switch_table(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for values, part in runs.groupby(SWITCHES, dropna=False):
         changed = {k: v for k, v in zip(SWITCHES, values) if v != PLAIN[k]}
-        means = part.groupby("lr")["loss"].agg(lambda x: x.mean(skipna=False))
-        best = means.idxmin()
+        best, means, edge = records.best_rate(part)
         rows.append(dict(switch=", ".join(f"{k}={str(v).lower()}" for k, v in changed.items())
                          or "none (gpt2)", lr=best, loss=means[best], n=(part["lr"] == best).sum(),
-                         edge=best in (means.index.min(), means.index.max()), changed=len(changed)))
+                         edge=edge, changed=len(changed)))
     table = pd.DataFrame(rows).sort_values(["changed", "loss"]).reset_index(drop=True)
     table["difference"] = table["loss"] - table["loss"][table["changed"] == 0].iloc[0]
     noise = seed_noise(runs.assign(status="finished"))
     table["twice_se"] = 2 * noise.sd * np.sqrt(2 / table["n"])
     return table
-
-
-def draw(runs: pd.DataFrame) -> list[Path]:
-    """tokens.png: the share of tokens over model size, a panel for each corpus; its path."""
-    path = HERE / "tokens.png"
-    path.write_bytes(look.to_png(figure(shares(runs[runs["sweep"] != "switches"])), dpi=110))
-    return [path]
 
 
 @look.styled
@@ -144,8 +134,9 @@ def figure(table: pd.DataFrame):
 
 def write() -> list[Path]:
     """Draw the figure and write the page; the paths. Raises UserError without records."""
-    PAGE.write_text(text(), encoding="utf-8")
-    return [PAGE, *draw(load())]
+    runs = load()
+    shown = figure(shares(runs[runs["sweep"] != "switches"]))
+    return records.publish(PAGE, text(), {HERE / "tokens.png": shown})
 
 
 def text() -> str:

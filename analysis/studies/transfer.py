@@ -13,7 +13,6 @@ SWEEPS = ["transfer"]
 COLUMNS = ["parametrization", "n_embd", "lr", "seed", "loss", "loss_se", "tokens", "n_params",
            "flops", "time_sec", "n_layer", "preset", "batch_tokens"]
 BASE = 128                # experiments/transfer.yaml: model.base_width
-DPI = 110
 PAGE = HERE.parent / "study-transfer.md"
 TEMPLATE = HERE / "transfer.template.md"
 
@@ -38,14 +37,12 @@ def best_rates(runs: pd.DataFrame) -> pd.DataFrame:
     for kind, family in runs.groupby("parametrization", sort=False):
         narrow = None
         for width, part in family.groupby("n_embd"):
-            means = part.groupby("lr")["loss"].agg(lambda x: x.mean(skipna=False))
-            best = means.idxmin()
+            best, means, edge = records.best_rate(part)
             narrow = narrow if narrow is not None else best
             finite = part.dropna(subset=["loss"])
             own = finite.loc[finite.groupby("seed")["loss"].idxmin(), "lr"]
             rows.append(dict(parametrization=kind, n_embd=width, lr=best, loss=means[best],
-                             by_seed=sorted(own), edge=best in (means.index.min(),
-                                                                means.index.max()),
+                             by_seed=sorted(own), edge=edge,
                              narrow_cost=means[narrow] / means[best] - 1))
     return pd.DataFrame(rows)
 
@@ -56,17 +53,9 @@ def steps_moved(best: pd.DataFrame, kind: str) -> float:
     return float(np.log2(rates.max() / rates.min()))
 
 
-def draw() -> list[Path]:
-    """transfer.png; its path."""
-    path = HERE / "transfer.png"
-    path.write_bytes(plots.to_png(plots.lr_curves(load()), dpi=DPI))
-    return [path]
-
-
 def write() -> list[Path]:
     """Draw the figure and write the page; the paths. Raises UserError without records."""
-    PAGE.write_text(text(), encoding="utf-8")
-    return [PAGE, *draw()]
+    return records.publish(PAGE, text(), {HERE / "transfer.png": plots.lr_curves(load())})
 
 
 def text() -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from analysis import samples
 from analysis.comparison.noise import seed_noise
@@ -16,8 +17,8 @@ from analysis.runs import load_history, load_runs, load_spec_of
 from analysis.scaling import Law, fit_law
 from analysis.scaling.optimal import Frontier, compute_optimal
 from analysis.studies.fables import HELD_OUT, HERE, PREDICTIONS, RUNS, WIDE
+from analysis.studies.records import publish
 
-DPI = 110
 SHORT = 900                             # steps
 
 
@@ -53,8 +54,8 @@ def load() -> Study:
                  compute_optimal(late), forecast)
 
 
-def draw(study: Study) -> list[Path]:
-    """The figures, as PNG files beside the records."""
+def draw(study: Study) -> dict[Path, Figure]:
+    """The figures, by the file beside the records where each goes."""
     from analysis import plots
     history = load_history(study.ladder)
     figures = {"isoflop": plots.isoflop(study.frontier),
@@ -63,19 +64,14 @@ def draw(study: Study) -> list[Path]:
                "residuals": plots.residuals(study.free),
                "optimum": plots.optimum(study.frontier),
                "extrapolation": plots.extrapolation(study.late, study.held_out)}
-    for name, figure in figures.items():
-        (HERE / f"{name}.png").write_bytes(plots.to_png(figure, dpi=DPI))
-    return [HERE / f"{name}.png" for name in figures]
+    return {HERE / f"{name}.png": figure for name, figure in figures.items()}
 
 
 def write() -> list[Path]:
     """Draw the figures and write study-fables.md; the paths. Raises UserError without records."""
     study = load()
-    figures = draw(study)
-    page = HERE.parent.parent / "study-fables.md"
     text = (HERE / "template.md").read_text(encoding="utf-8").format(**facts(study))
-    page.write_text(text, encoding="utf-8")
-    return [page, *figures]
+    return publish(HERE.parent.parent / "study-fables.md", text, draw(study))
 
 
 def facts(study: Study) -> dict:

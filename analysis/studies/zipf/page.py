@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 
 from analysis.studies import ROOT
+from analysis.studies.records import publish
 from analysis.studies.zipf import HERE, SWEEP, ideal
 from analysis.studies.zipf.results import SLOW, Exponents, Study, exponents, load, step
 from slm.screen import amount
@@ -18,16 +19,12 @@ RARE = 10               # tellings: facts told less often are not known to any o
 
 def write() -> list[Path]:
     """Draw the figures and write study-zipf.md; the paths. Raises UserError without records."""
-    from analysis import plots
     from analysis.studies.zipf import figures
     study = load()
     made = {"curves": figures.curves(study), "slopes": figures.slopes(study, exponents(study)),
             "meetings": figures.meetings(study), "ranks": figures.ranks(study)}
-    for name, figure in made.items():
-        (HERE / f"{name}.png").write_bytes(plots.to_png(figure, dpi=110))
-    page = HERE.parent.parent / "study-zipf.md"
-    page.write_text(text(study), encoding="utf-8")
-    return [page, *(HERE / f"{name}.png" for name in made)]
+    return publish(HERE.parent.parent / "study-zipf.md", text(study),
+                   {HERE / f"{name}.png": figure for name, figure in made.items()})
 
 
 def text(study: Study) -> str:
