@@ -8,13 +8,15 @@ the others differ by up to 20x (see flops_per_token), enough to bend a scaling e
 from __future__ import annotations
 
 from functools import lru_cache
-from math import prod
+from math import ceil, prod
 
 from slm.shape import GPTConfig
 
 ROLES = ("wte", "wpe", "attn", "mlp", "norms", "biases", "lm_head")
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 LARGE_VOCAB = 16_384                 # from here on a CPU takes the chunked loss
+CPU_CHUNK = 768                      # tokens: a chunk reads and writes the whole gradient of the head
+GPU_CHUNK = 4096                     # fills a GPU; 0.8 GB of float32 logits at a 50k vocabulary
 RUNTIME_BYTES = 390_000_000          # Python with torch and the buffers of its libraries
 HEAP_SLACK = 1.05                    # what the C library's heap keeps between blocks
 
@@ -137,6 +139,13 @@ def auto_loss(device_type: str, vocab_size: int) -> str:
     return "chunked" if device_type == "cpu" and vocab_size >= LARGE_VOCAB else "plain"
 
 
+def chunk_tokens(tokens: int, device_type: str) -> int:
+    """Tokens whose logits the chunked loss holds at once: equal chunks, as few as the device's
+    limit allows."""
+    chunks = ceil(tokens / (CPU_CHUNK if device_type == "cpu" else GPU_CHUNK))
+    return ceil(tokens / chunks)
+
+
 def saved_floats(config: GPTConfig) -> int:
     """Numbers that one block keeps per token for its backward pass, counted op by op."""
     d, f, dropout = config.n_embd, config.d_ff, config.dropout > 0
@@ -168,8 +177,7 @@ def memory_bytes(config: GPTConfig, micro_batch: int, dtype: str = "fp32", optim
     if (auto_loss(device, v) if loss_impl == "auto" else loss_impl) == "plain":
         logits = tokens * v * (12 + (2 * width if low else 0))   # log-softmax and two gradients
     else:
-        chunk = min(tokens, 256 if device == "cpu" else 4096)
-        logits = chunk * v * (4 + (2 * width if low else 0)) + 4 * v * d   # and the head's gradient
+        logits = chunk_tokens(tokens, device) * v * (4 + (2 * width if low else 0)) + 4 * v * d   # and the head's gradient
     block_backward = tokens * width * (2 * config.d_ff + 6 * d)   # gradients inside the last block
     largest = 4 * v * d if config.tied else 0       # the head's and the embedding's gradient meet
     newton_schulz = hidden if optimizer == "muon" else 0

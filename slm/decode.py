@@ -30,16 +30,17 @@ def times(weight: Tensor) -> Tensor:
 class Head:
     """h (b, d) -> h @ weight.t() (b, v), weight (v, d).
 
-    On a CPU several rows are multiplied with one block of the vocabulary after another: a matrix
-    product first packs what it reads, and a whole packed head falls out of the cache."""
+    On a CPU it is multiplied in blocks of the vocabulary. With several rows a matrix product first
+    packs what it reads, and a whole packed head falls out of the cache; with one row it would read
+    the head on one thread alone, and a block for each thread keeps them all reading."""
 
     def __init__(self, weight: Tensor, rows: int) -> None:
         self.vocab_size, d = weight.shape
         self.blocks = self.weight = None
-        if rows == 1 or weight.device.type != "cpu":
+        if weight.device.type != "cpu":
             self.weight = times(weight)
             return
-        n = -(-weight.numel() // BLOCK_FLOATS)
+        n = torch.get_num_threads() if rows == 1 else -(-weight.numel() // BLOCK_FLOATS)
         c = round_up(self.vocab_size / n, 16)
         weight = F.pad(weight, (0, 0, 0, -self.vocab_size % c))
         self.blocks = weight.view(-1, c, d).transpose(1, 2).contiguous()          # (v / c, d, c)

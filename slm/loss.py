@@ -11,12 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slm.cost import auto_loss
+from slm.cost import CPU_CHUNK, auto_loss, chunk_tokens
 from slm.errors import UserError
 
 IMPLEMENTATIONS = ("plain", "chunked", "torch")
-CHUNK_TOKENS = {"cpu": 256}          # a chunk re-reads the head's gradient: 256-512 is best on CPU
-CHUNK_TOKENS_GPU = 4096              # fills a GPU; 0.8 GB of float32 logits at a 50k vocabulary
 
 
 def choose_loss(name: str, device_type: str, vocab_size: int) -> tuple[str, str]:
@@ -26,7 +24,8 @@ def choose_loss(name: str, device_type: str, vocab_size: int) -> tuple[str, str]
     """
     if name == "auto":
         if auto_loss(device_type, vocab_size) == "chunked":
-            return "chunked", f"vocabulary of {vocab_size:,} on CPU: logits in chunks of 256 tokens"
+            return "chunked", (f"vocabulary of {vocab_size:,} on CPU: logits of at most "
+                               f"{CPU_CHUNK} tokens at a time")
         return "plain", "no large vocabulary" if device_type == "cpu" else "compiles into one graph"
     if name not in IMPLEMENTATIONS:
         raise UserError(f"device.loss={name!r} is not one of auto, {', '.join(IMPLEMENTATIONS)}")
@@ -88,7 +87,7 @@ class ChunkedLoss(torch.autograd.Function):
     def forward(ctx, h: Tensor, w: Tensor, targets: Tensor, dtype: torch.dtype, reduction: str,
                 need_grads: bool) -> Tensor:
         n, exact = h.shape[0], torch.promote_types(dtype, torch.float32)
-        chunk = min(n, CHUNK_TOKENS.get(h.device.type, CHUNK_TOKENS_GPU))
+        chunk = chunk_tokens(n, h.device.type)
         loss = torch.empty(n, device=h.device, dtype=exact)
         counted = (targets != -1)[:, None].to(exact)                         # (n, 1)
         dh = torch.empty_like(h) if need_grads else None
@@ -125,7 +124,7 @@ class ChunkedLoss(torch.autograd.Function):
 
 def torch_chunked(h: Tensor, w: Tensor, targets: Tensor, reduction: str) -> Tensor:
     """torch's own chunked head (>= 2.13). h (n, d), w (v, d), targets (n,) -> scalar or (n,)."""
-    dtype, chunk = autocast_dtype(h), CHUNK_TOKENS.get(h.device.type, CHUNK_TOKENS_GPU)
+    dtype, chunk = autocast_dtype(h), chunk_tokens(len(h), h.device.type)
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
     with torch.autocast(h.device.type, enabled=False):
         loss = F.linear_cross_entropy(h.to(dtype), w.to(dtype), targets, reduction=reduction,

@@ -113,6 +113,12 @@ def test_context_can_be_given():
         assert cost.flops_per_token(config, 32)[name] == shorter[name]
 
 
+def test_chunks_are_equal_and_as_few_as_the_device_allows():
+    found = [cost.chunk_tokens(n, "cpu") for n in (1, 768, 769, 1536, 2000)]
+    assert found == [1, 768, 385, 768, 667]
+    assert cost.chunk_tokens(8192, "cuda") == 4096
+
+
 def test_memory_follows_batch_vocabulary_and_loss():
     small, large = GPTConfig(vocab_size=4096), GPTConfig(vocab_size=50304)
     one, two = (cost.memory_bytes(small, n, loss_impl="plain") for n in (8, 16))
