@@ -66,8 +66,8 @@ def reference_data() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def run_section(name: str, options: Options) -> dict:
-    """Rows of a section, with how long it took and how busy others were meanwhile."""
+def run_section(name: str, options: Options) -> tuple[dict, dict[str, float]]:
+    """Rows of a section and how long it took; how busy others were meanwhile."""
     target, _, _ = SECTIONS[name]
     module, _, function = target.partition(":")
     others, started = machine.Others(), time.monotonic()
@@ -76,9 +76,8 @@ def run_section(name: str, options: Options) -> dict:
     except ChildFailed as e:
         rows = [skip(name, f"FAILED: {str(e).strip().splitlines()[-1]}")]
         print(e, file=sys.stderr)
-    busy = others.cores()
-    return {"rows": rows, "sec": round(time.monotonic() - started, 1),
-            "others_cores": None if busy is None else rounded(busy)}
+    busy = {name: rounded(x) for name, x in others.cores().items()}
+    return {"rows": rows, "sec": round(time.monotonic() - started, 1)}, busy
 
 
 def main(args: list[str]) -> int:
@@ -90,21 +89,21 @@ def main(args: list[str]) -> int:
         return 2
     about, others = machine.describe(), machine.Others()
     time.sleep(0.2 if asked.quick else 2)
-    about["others_cores_at_start"] = others.cores()
+    about["at_start"] = others.cores()
     print(machine.heading(about))
-    if note := machine.warning(about["others_cores_at_start"], "at the start"):
+    if note := machine.warning(about["at_start"], "at the start"):
         print(note)
     plot = asked.json.with_name("growth.png") if asked.json else None
     options = Options(asked.nanogpt.resolve() if asked.nanogpt else None, reference_data(), plot,
                       asked.quick)
     result = {"machine": about, "nanogpt": nanogpt, "quick": asked.quick, "sections": {}}
     for name in asked.sections or SECTIONS:
-        found = run_section(name, options)
+        found, busy = run_section(name, options)
         print(f"\n{name}: {SECTIONS[name][1]} ({found['sec']:.0f} s)\n{table(found['rows'])}",
               flush=True)
-        if note := machine.warning(found["others_cores"], "meanwhile"):
+        if note := machine.warning(busy, "meanwhile"):
             print(note)
-        result["sections"][name] = found | {"rows": [Row.as_json(r) for r in found["rows"]]}
+        result["sections"][name] = found | busy | {"rows": [Row.as_json(r) for r in found["rows"]]}
         if asked.json:  # after each section: one that is interrupted keeps what it has
             asked.json.parent.mkdir(parents=True, exist_ok=True)
             asked.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")

@@ -77,39 +77,42 @@ def git(*args: str) -> str:
 
 # -- other processes ---------------------------------------------------------------------------
 
-def busy_sec() -> float | None:
-    """CPU seconds that this machine has spent on anything since it started, with what its host took
-    away from it (steal); None where /proc/stat is not there."""
+def busy_sec() -> tuple[float, float] | None:
+    """CPU seconds that this machine has spent on anything since it started, and those that its host
+    took away from it (steal); None where /proc/stat is not there."""
     try:
         with open("/proc/stat") as f:
             ticks = [int(x) for x in f.readline().split()[1:]]
     except OSError:
         return None
-    idle = ticks[3] + ticks[4]                     # idle and waiting for a disk
-    return (sum(ticks[:8]) - idle) / os.sysconf("SC_CLK_TCK")   # guest time is in user's
+    second = os.sysconf("SC_CLK_TCK")
+    return sum(ticks[:3] + ticks[5:7]) / second, ticks[7] / second   # idle and iowait are no work
 
 
 class Others:
-    """How many cores the processes of others kept busy since this was made. Ours are this process
-    and its children that have ended."""
+    """How many cores the processes of others kept busy since this was made, and how many the host
+    of a virtual machine took away. Ours are this process and its children that have ended."""
 
     def __init__(self) -> None:
-        self.busy, self.own, self.at = busy_sec(), sum(os.times()[:4]), time.monotonic()
+        self.start, self.own, self.at = busy_sec(), sum(os.times()[:4]), time.monotonic()
 
-    def cores(self) -> float | None:
-        busy = busy_sec()
-        if busy is None or self.busy is None:
-            return None
-        own = sum(os.times()[:4]) - self.own
-        return max(0.0, busy - self.busy - own) / (time.monotonic() - self.at)
+    def cores(self) -> dict[str, float]:
+        """others_cores and stolen_cores; empty where that can't be known."""
+        now = busy_sec()
+        if now is None or self.start is None:
+            return {}
+        busy, stolen = (b - a for a, b in zip(self.start, now))
+        own, sec = sum(os.times()[:4]) - self.own, time.monotonic() - self.at
+        return {"others_cores": max(0.0, busy - own) / sec, "stolen_cores": stolen / sec}
 
 
-def warning(busy_cores: float | None, when: str) -> str:
-    """One line where others were at work, else ''."""
-    if busy_cores is None or busy_cores <= NOISY_CORES:
+def warning(found: dict[str, float], when: str) -> str:
+    """One line where others were at work or the host was, else ''. found: of Others.cores."""
+    if sum(found.values()) <= NOISY_CORES:
         return ""
-    return (f"WARNING: not a quiet machine: other processes kept {busy_cores:.2f} of {cores()} "
-            f"cores busy {when}; no timing here is worth quoting")
+    return (f"WARNING: not a quiet machine: other processes kept {found['others_cores']:.2f} of "
+            f"{cores()} cores busy {when}, its host took {found['stolen_cores']:.2f}; no timing "
+            "here is worth quoting")
 
 
 # -- what the processor can do -----------------------------------------------------------------

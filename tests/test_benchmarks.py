@@ -99,8 +99,9 @@ def test_nanogpt_is_read_and_never_guessed(tmp_path):
 
 
 def test_others_are_counted_and_warned_of(monkeypatch):
-    """In 2 s the machine was busy for 5 core-seconds, of which ours took 3 with their children."""
-    ticks = iter([(100.0, 0.0, (1, 1, 0, 0)), (105.0, 2.0, (2, 1.5, 1, 0.5))])
+    """In 2 s the machine was busy for 5 core-seconds, of which ours took 3 with their children, and
+    its host took 1 away."""
+    ticks = iter([((100.0, 7.0), 0.0, (1, 1, 0, 0)), ((105.0, 8.0), 2.0, (2, 1.5, 1, 0.5))])
 
     def tick():
         busy, now, times = next(ticks)
@@ -113,9 +114,10 @@ def test_others_are_counted_and_warned_of(monkeypatch):
     tick()
     found = others.cores()
     monkeypatch.undo()
-    assert found == 1.0
-    assert "WARNING" in machine.warning(0.5, "at the start")
-    assert machine.warning(0.01, "") == machine.warning(None, "") == ""
+    assert found == {"others_cores": 1.0, "stolen_cores": 0.5}
+    assert "took 0.50" in machine.warning(found, "at the start")
+    assert machine.warning({"others_cores": 0.02, "stolen_cores": 0.01}, "") == ""
+    assert machine.warning({}, "") == ""
 
 
 def test_a_section_from_end_to_end(tmp_path, capsys):
