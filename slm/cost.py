@@ -17,8 +17,8 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 LARGE_VOCAB = 16_384                 # from here on a CPU takes the chunked loss
 CPU_CHUNK = 768                      # tokens: a chunk reads and writes the whole gradient of the head
 GPU_CHUNK = 4096                     # fills a GPU; 0.8 GB of float32 logits at a 50k vocabulary
-RUNTIME_BYTES = 390_000_000          # Python with torch and the buffers of its libraries
-HEAP_SLACK = 1.05                    # what the C library's heap keeps between blocks
+RUNTIME_BYTES = 275_000_000          # Python with torch and the buffers of its libraries
+HEAP_SLACK = 1.35                    # what a tuned malloc (slm/device.py) keeps between blocks
 
 
 def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
@@ -164,8 +164,9 @@ def memory_bytes(config: GPTConfig, micro_batch: int, dtype: str = "fp32", optim
     micro_batch: sequences per forward pass. dtype: 'fp32', or 'bf16' / 'fp16' autocast. loss_impl:
     as slm/loss.py. Returns parts, and `total` at the worst moment: the parts never all exist at
     once (logits are gone before the first gradient is whole). `runtime` is Python with torch.
-    On Linux within 8 % of the peak resident set, for 19 shapes of all presets from 0.6 to 1.6 GB;
-    with tuned malloc and plain loss at a 50k vocabulary the heap keeps up to a third more.
+    On Linux within 5 % of the peak resident set, for eight shapes of all presets from 0.3 to 1.4 GB
+    (`python -m benchmarks growth`); a plain loss at a large vocabulary takes up to a third more,
+    device.malloc=false less.
     """
     counts, tokens = count_params(config), micro_batch * config.block_size
     d, v, width = config.n_embd, config.vocab_size, BYTES[dtype]
