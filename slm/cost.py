@@ -15,7 +15,7 @@ from slm.shape import GPTConfig
 ROLES = ("wte", "wpe", "attn", "mlp", "norms", "biases", "lm_head")
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 LARGE_VOCAB = 16_384                 # from here on a CPU takes the chunked loss
-CPU_CHUNK = 768                      # tokens: a chunk reads and writes the whole gradient of the head
+CPU_CHUNK = 768                      # tokens; each chunk reads and writes the head's gradient
 GPU_CHUNK = 4096                     # fills a GPU; 0.8 GB of float32 logits at a 50k vocabulary
 RUNTIME_BYTES = 275_000_000          # Python with torch and the buffers of its libraries
 HEAP_SLACK = 1.35                    # what a tuned malloc (slm/device.py) keeps between blocks
@@ -178,7 +178,8 @@ def memory_bytes(config: GPTConfig, micro_batch: int, dtype: str = "fp32", optim
     if (auto_loss(device, v) if loss_impl == "auto" else loss_impl) == "plain":
         logits = tokens * v * (12 + (2 * width if low else 0))   # log-softmax and two gradients
     else:
-        logits = chunk_tokens(tokens, device) * v * (4 + (2 * width if low else 0)) + 4 * v * d   # and the head's gradient
+        logits = chunk_tokens(tokens, device) * v * (4 + (2 * width if low else 0))
+        logits += 4 * v * d                         # the head's gradient
     block_backward = tokens * width * (2 * config.d_ff + 6 * d)   # gradients inside the last block
     largest = 4 * v * d if config.tied else 0       # the head's and the embedding's gradient meet
     newton_schulz = hidden if optimizer == "muon" else 0
