@@ -9,6 +9,7 @@ from pages import assert_pictures, assert_same
 from analysis.studies import STUDIES, tokens, transfer
 from analysis.studies.records import records
 from slm.errors import UserError
+from slm.shape import PRESETS
 
 
 @pytest.mark.parametrize("name", [name for name in STUDIES if records(name).is_file()])
@@ -50,6 +51,21 @@ def test_the_share_of_tokens_is_the_one_that_was_put_in():
     noisy = tokens.shares(curves("fables", speed, noise=0.01))
     row = noisy[(noisy["preset"] == "modern") & (noisy["optimizer"] == "adamw")].iloc[0]
     assert row["share"] == pytest.approx(0.5, abs=0.05) and len(row["by_seed"]) == 3
+
+
+def test_switches_stand_beside_gpt2_at_their_best_rates():
+    """Two settings of equal spread: half a 95 % interval is t(4) sqrt(2 s^2 / 3)."""
+    shapes = {2.5: PRESETS["gpt2"], 2.0: PRESETS["gpt2"] | {"position": "rope"},
+              1.5: PRESETS["modern"] | {"zero_init": False}}
+    rows = [dict(shape, lr=lr, loss=mean + off + worse) for mean, shape in shapes.items()
+            for lr, worse in ((1e-3, 0.3), (2e-3, 0.0), (4e-3, 0.2)) for off in (-0.1, 0, 0.1)]
+    table = tokens.switch_table(pd.DataFrame(rows)).set_index("switch")
+    assert list(table.index) == ["gpt2", "gpt2, position=rope", "modern, zero_init=false"]
+    assert list(table["changed"]) == [0, 1, 6] and set(table["lr"]) == {2e-3}
+    rope = table.loc["gpt2, position=rope"]
+    half = 2.776 * np.sqrt(2 * 0.1**2 / 3)
+    assert (rope["difference"], rope["low"], rope["high"]) == pytest.approx(
+        (-0.5, -0.5 - half, -0.5 + half), abs=1e-3)
 
 
 def test_the_best_rate_of_each_width_and_what_a_narrow_models_rate_costs():

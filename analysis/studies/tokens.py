@@ -6,15 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import ttest_ind
 
-from analysis.comparison.noise import seed_noise
 from analysis.plots import base as look
 from analysis.studies import HERE, records
+from slm.shape import PRESETS
 
 SWEEPS = ["tokens-fables", "tokens-stories", "switches"]
-PLAIN = dict(norm="layernorm", position="learned", activation="gelu", qk_norm=False, bias=True,
-             tied=True, zero_init=False)                # the gpt2 preset
-SWITCHES = list(PLAIN)
+SWITCHES = list(PRESETS["gpt2"])
 COLUMNS = ["preset", "optimizer", "n_embd", "lr", "seed", "tokens", "loss", "loss_se", "n_params",
            "flops", "time_sec", "corpus", "tokenizer", *SWITCHES]
 PAGE = HERE.parent / "study-tokens.md"
@@ -22,10 +21,12 @@ TEMPLATE = HERE / "tokens.template.md"
 REFERENCE = ("gpt2", "adamw")
 NAMES = {("gpt2", "muon"): "gpt2 with Muon", ("modern", "adamw"): "modern with AdamW",
          ("modern", "muon"): "modern with Muon"}
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
 COLOURS = {("gpt2", "muon"): look.ORANGE, ("modern", "adamw"): look.BLUE,
            ("modern", "muon"): look.GREEN}
 CORPORA = {"fables": "fables", "tinystories": "TinyStories", "files": "TinyStories"}
 REACH = 0.6                 # of the tokens: what the project hoped for
+BEYOND = 1.1                # where the figure shows a loss that was not reached
 
 
 def train() -> None:
@@ -90,20 +91,29 @@ def shares(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def switch_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Each switch on its own: its best learning rate, mean loss over seeds, the difference to the
-    plain preset (the row without any), twice its standard error by the pooled noise of seeds."""
-    rows = []
+    """Each setting of the switches: its best learning rate and mean loss over seeds, the difference
+    to the gpt2 preset and its 95 % interval (Welch's, of the seeds of both), and how many switches
+    it changed. A setting is named by its distance to the nearer preset."""
+    rows, seeds = [], {}
     for values, part in runs.groupby(SWITCHES, dropna=False):
-        changed = {k: v for k, v in zip(SWITCHES, values) if v != PLAIN[k]}
         best, means, edge = records.best_rate(part)
-        rows.append(dict(switch=", ".join(f"{k}={str(v).lower()}" for k, v in changed.items())
-                         or "none (gpt2)", lr=best, loss=means[best], n=(part["lr"] == best).sum(),
-                         edge=edge, changed=len(changed)))
+        name, changed = nearer_preset(dict(zip(SWITCHES, values)))
+        seeds[name] = part.loc[part["lr"] == best, "loss"]
+        rows.append(dict(switch=name, lr=best, loss=means[best], edge=edge, changed=changed))
     table = pd.DataFrame(rows).sort_values(["changed", "loss"]).reset_index(drop=True)
-    table["difference"] = table["loss"] - table["loss"][table["changed"] == 0].iloc[0]
-    noise = seed_noise(runs.assign(status="finished"))
-    table["twice_se"] = 2 * noise.sd * np.sqrt(2 / table["n"])
+    table["difference"] = table["loss"] - seeds["gpt2"].mean()
+    tests = [ttest_ind(seeds[name], seeds["gpt2"], equal_var=False) for name in table["switch"]]
+    table["low"], table["high"] = zip(*(test.confidence_interval() for test in tests))
     return table
+
+
+def nearer_preset(shape: dict) -> tuple[str, int]:
+    """'gpt2, position=rope' and the number of switches that differ from gpt2's."""
+    presets = {name: {k: v for k, v in shape.items() if v != PRESETS[name][k]}
+               for name in ("gpt2", "modern")}
+    name = min(presets, key=lambda name: len(presets[name]))
+    changes = [f"{k}={str(v).lower()}" for k, v in presets[name].items()]
+    return ", ".join([name, *changes]), len(presets["gpt2"])
 
 
 @look.styled
@@ -115,10 +125,11 @@ def figure(table: pd.DataFrame):
         for key, part in table[table["corpus"] == corpus].groupby(["preset", "optimizer"]):
             part = part.sort_values("n_params")
             least = part["least"].iloc[0]
-            y = part["share"].replace(-np.inf, least)
-            ax.plot(part["n_params"], y, color=COLOURS[key], label=NAMES[key])
+            shown = part["share"].replace(-np.inf, least)
+            ax.plot(part["n_params"], shown.where(np.isfinite(shown)), color=COLOURS[key],
+                    label=NAMES[key])
             for r in part.itertuples():
-                own = [max(x, least) for x in r.by_seed if np.isfinite(max(x, least))]
+                own = [min(max(x, least), BEYOND) for x in r.by_seed]
                 look.dots(ax, [r.n_params] * len(own), own, COLOURS[key])
         ax.axhline(1, color=look.GREY, linewidth=0.8)
         ax.axhline(REACH, color=look.GREY, linewidth=0.8, linestyle="--")
@@ -126,9 +137,11 @@ def figure(table: pd.DataFrame):
         ax.set_title(CORPORA.get(corpus, corpus))
     axes[0].set_ylim(0, None)
     axes[0].set_ylabel("tokens to gpt2's final loss,\nas a share of gpt2's tokens")
-    axes[-1].legend(loc="best")
+    axes[0].legend(loc="best")
     look.caption(fig, "points: seeds; lines: mean over seeds; dashed: 60 %",
-                 f"{table['least'].min():.0%} is the shortest horizon trained: at or below it")
+                 f"at {table['least'].min():.0%} (the shortest horizon): that or less",
+                 f"at {BEYOND:.0%}: not reached"
+                 if np.isposinf(np.concatenate(table["by_seed"])).any() else "")
     return fig
 
 
@@ -152,13 +165,22 @@ def facts(runs: pd.DataFrame) -> dict:
     return {
         "n_runs": len(runs), "n_seeds": main["seed"].nunique(),
         "sweeps": "`, `sweeps/".join(f"{name}.yaml" for name in runs["sweep"].unique()),
-        "minutes": f"{runs['time_sec'].sum() / 60:.0f}",
+        "minutes": f"{runs.loc[runs['tokens'] == full, 'time_sec'].sum() / 60:.0f}",
         "tokens": f"{full:,.0f}",
         "widths": ", ".join(f"{w:g}" for w in sorted(main["n_embd"].unique())),
-        "rates": ", ".join(f"{x:g}" for x in sorted(main["lr"].unique())),
+        "rates": rates_tried(main),
         "table": "\n".join(share_row(r) for r in table.itertuples()),
-        "switches": "\n".join(switch_row(r) for r in switches.itertuples()),
-        "twice_se": f"{switches['twice_se'].iloc[0]:.3f}"}
+        "switch_rates": ", ".join(f"{x:g}" for x in sorted(alone["lr"].unique())),
+        "switches": "\n".join(switch_row(r) for r in switches.itertuples())}
+
+
+def rates_tried(runs: pd.DataFrame) -> str:
+    """'on fables 0.001, ... for AdamW and 0.006, ... for Muon; on TinyStories ...'."""
+    def of(part: pd.DataFrame) -> str:
+        return " and ".join(f"{', '.join(f'{x:g}' for x in sorted(own['lr'].unique()))} for "
+                            f"{OPTIMIZERS[name]}" for name, own in part.groupby("optimizer"))
+    return "; ".join(f"on {CORPORA.get(corpus, corpus)} {of(part)}"
+                     for corpus, part in runs.groupby("corpus", sort=False))
 
 
 def share_row(r) -> str:
@@ -178,4 +200,5 @@ def share_row(r) -> str:
 def switch_row(r) -> str:
     """A line of the table of switches."""
     edge = " (edge)" if r.edge else ""
-    return f"| {r.switch} | {r.lr:g}{edge} | {r.loss:.3f} | {r.difference:+.3f} |"
+    against = "" if r.changed == 0 else f"{r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}]"
+    return f"| {r.switch} | {r.lr:g}{edge} | {r.loss:.3f} | {against} |"
