@@ -68,6 +68,21 @@ def test_switches_stand_beside_gpt2_at_their_best_rates():
         (-0.5, -0.5 - half, -0.5 + half), abs=1e-3)
 
 
+def test_zeros_are_compared_at_the_best_rate_of_each_side():
+    """Without zeros the loss is 0.4 lower, but for Muon; short horizons don't count."""
+    rows = [dict(optimizer=optimizer, n_embd=64, zero_init=zeros, lr=lr, tokens=tokens_,
+                 loss=3 + worse + off - (0.4 if optimizer == "adamw" and not zeros else 0)
+                 - (2 if tokens_ == 100 else 0))
+            for optimizer in ("adamw", "muon") for zeros in (False, True) for tokens_ in (100, 200)
+            for lr, worse in ((1e-3, 0.3), (2e-3, 0.0 if zeros else 0.1), (4e-3, 0.1 * zeros))
+            for off in (-0.05, 0, 0.05)]
+    table = tokens.zeros_table(pd.DataFrame(rows)).set_index("optimizer")
+    assert list(table["difference"]) == pytest.approx([-0.4, 0])
+    assert table.loc["adamw", "without"] == pytest.approx(2.6) and (table["with_zeros"] == 3).all()
+    assert table["edge"].all()                # the best rate without zeros is the largest tried
+    assert (table["low"] < table["difference"]).all()
+
+
 def test_the_best_rate_of_each_width_and_what_a_narrow_models_rate_costs():
     """Parabolas in log2 lr whose minimum falls with width under sp and stays under mup."""
     rows = [dict(parametrization=kind, n_embd=width, lr=2.0**i, seed=seed,

@@ -12,7 +12,7 @@ from analysis.plots import base as look
 from analysis.studies import HERE, records
 from slm.shape import PRESETS
 
-SWEEPS = ["tokens-fables", "tokens-stories", "switches"]
+SWEEPS = ["tokens-fables", "tokens-stories", "switches", "zero-init"]
 SWITCHES = list(PRESETS["gpt2"])
 COLUMNS = ["preset", "optimizer", "n_embd", "lr", "seed", "tokens", "loss", "loss_se", "n_params",
            "flops", "time_sec", "corpus", "tokenizer", *SWITCHES]
@@ -92,8 +92,8 @@ def shares(runs: pd.DataFrame) -> pd.DataFrame:
 
 def switch_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Each setting of the switches: its best learning rate and mean loss over seeds, the difference
-    to the gpt2 preset and its 95 % interval (Welch's, of the seeds of both), and how many switches
-    it changed. A setting is named by its distance to the nearer preset."""
+    to the gpt2 preset and its 95 % interval, and how many switches it changed. A setting is named
+    by its distance to the nearer preset."""
     rows, seeds = [], {}
     for values, part in runs.groupby(SWITCHES, dropna=False):
         best, means, edge = records.best_rate(part)
@@ -101,10 +101,31 @@ def switch_table(runs: pd.DataFrame) -> pd.DataFrame:
         seeds[name] = part.loc[part["lr"] == best, "loss"]
         rows.append(dict(switch=name, lr=best, loss=means[best], edge=edge, changed=changed))
     table = pd.DataFrame(rows).sort_values(["changed", "loss"]).reset_index(drop=True)
-    table["difference"] = table["loss"] - seeds["gpt2"].mean()
-    tests = [ttest_ind(seeds[name], seeds["gpt2"], equal_var=False) for name in table["switch"]]
-    table["low"], table["high"] = zip(*(test.confidence_interval() for test in tests))
-    return table
+    against = [difference(seeds[name], seeds["gpt2"]) for name in table["switch"]]
+    return table.assign(**pd.DataFrame(against))
+
+
+def difference(one: pd.Series, other: pd.Series) -> dict[str, float]:
+    """Mean loss of one setting's seeds minus that of another's, with Welch's 95 % interval."""
+    low, high = ttest_ind(one, other, equal_var=False).confidence_interval()
+    return dict(difference=one.mean() - other.mean(), low=low, high=high)
+
+
+def zeros_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """The modern preset without zero_init beside that with it, for each optimiser and width at the
+    full horizon, each with its best learning rate: losses `without` and `with_zeros`, and the
+    difference with its interval. runs: those of sweeps/zero-init.yaml and the preset's own."""
+    runs, rows = runs[runs["tokens"] == runs["tokens"].max()], []
+    for (optimizer, width), part in runs.groupby(["optimizer", "n_embd"]):
+        seeds, edges = {}, []
+        for zeros, cell in part.groupby("zero_init"):
+            best, _, edge = records.best_rate(cell)
+            seeds[bool(zeros)] = cell.loc[cell["lr"] == best, "loss"]
+            edges.append(edge)
+        rows.append(dict(optimizer=optimizer, n_embd=width, without=seeds[False].mean(),
+                         with_zeros=seeds[True].mean(), edge=any(edges),
+                         **difference(seeds[False], seeds[True])))
+    return pd.DataFrame(rows)
 
 
 def nearer_preset(shape: dict) -> tuple[str, int]:
@@ -137,7 +158,7 @@ def figure(table: pd.DataFrame):
         ax.set_title(CORPORA.get(corpus, corpus))
     axes[0].set_ylim(0, None)
     axes[0].set_ylabel("tokens to gpt2's final loss,\nas a share of gpt2's tokens")
-    axes[0].legend(loc="best")
+    axes[0].legend(loc="center right", bbox_to_anchor=(1, 0.7))
     look.caption(fig, "points: seeds; lines: mean over seeds; dashed: 60 %",
                  f"at {table['least'].min():.0%} (the shortest horizon): that or less",
                  f"at {BEYOND:.0%}: not reached"
@@ -147,8 +168,7 @@ def figure(table: pd.DataFrame):
 
 def write() -> list[Path]:
     """Draw the figure and write the page; the paths. Raises UserError without records."""
-    runs = load()
-    shown = figure(shares(runs[runs["sweep"] != "switches"]))
+    shown = figure(shares(by_sweep(load(), "tokens-")))
     return records.publish(PAGE, text(), {HERE / "tokens.png": shown})
 
 
@@ -157,10 +177,17 @@ def text() -> str:
     return TEMPLATE.read_text(encoding="utf-8").format(**facts(load()))
 
 
+def by_sweep(runs: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The runs of the sweeps whose names begin so."""
+    return runs[runs["sweep"].str.startswith(name)]
+
+
 def facts(runs: pd.DataFrame) -> dict:
     """The fields of the template."""
-    main, alone = runs[runs["sweep"] != "switches"], runs[runs["sweep"] == "switches"]
+    main, alone, without = (by_sweep(runs, name) for name in ("tokens-", "switches", "zero-init"))
     table, switches = shares(main), switch_table(alone)
+    preset = main[(main["preset"] == "modern") & main["corpus"].isin(without["corpus"])]
+    zeros = zeros_table(pd.concat([without, preset]))
     full = main["tokens"].max()
     return {
         "n_runs": len(runs), "n_seeds": main["seed"].nunique(),
@@ -169,9 +196,14 @@ def facts(runs: pd.DataFrame) -> dict:
         "tokens": f"{full:,.0f}",
         "widths": ", ".join(f"{w:g}" for w in sorted(main["n_embd"].unique())),
         "rates": rates_tried(main),
+        "modern_muon": span(table, "modern", "muon"), "gpt2_muon": span(table, "gpt2", "muon"),
+        "modern_adamw": span(table[table["corpus"] == "fables"], "modern", "adamw"),
+        "zeros_cost": " to ".join(f"{-x:.1f}" for x in sorted(
+            zeros.loc[zeros["optimizer"] == "adamw", "difference"].agg(["min", "max"]))[::-1]),
         "table": "\n".join(share_row(r) for r in table.itertuples()),
         "switch_rates": ", ".join(f"{x:g}" for x in sorted(alone["lr"].unique())),
-        "switches": "\n".join(switch_row(r) for r in switches.itertuples())}
+        "switches": "\n".join(switch_row(r) for r in switches.itertuples()),
+        "zeros": "\n".join(zeros_row(r) for r in zeros.itertuples())}
 
 
 def rates_tried(runs: pd.DataFrame) -> str:
@@ -181,6 +213,15 @@ def rates_tried(runs: pd.DataFrame) -> str:
                             f"{OPTIMIZERS[name]}" for name, own in part.groupby("optimizer"))
     return "; ".join(f"on {CORPORA.get(corpus, corpus)} {of(part)}"
                      for corpus, part in runs.groupby("corpus", sort=False))
+
+
+def span(table: pd.DataFrame, preset: str, optimizer: str) -> str:
+    """The least and the largest share of a setting: 'less than 25% to 31%'."""
+    part = table[(table["preset"] == preset) & (table["optimizer"] == optimizer)]
+    least, most = part.loc[part["share"].idxmin()], part["share"].max()
+    first = f"less than {least['least']:.0%}" if least["share"] == -np.inf \
+        else f"{least['share']:.0%}"
+    return f"{first} to {most:.0%}"
 
 
 def share_row(r) -> str:
@@ -200,5 +241,16 @@ def share_row(r) -> str:
 def switch_row(r) -> str:
     """A line of the table of switches."""
     edge = " (edge)" if r.edge else ""
-    against = "" if r.changed == 0 else f"{r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}]"
+    against = "" if r.changed == 0 else interval(r)
     return f"| {r.switch} | {r.lr:g}{edge} | {r.loss:.3f} | {against} |"
+
+
+def zeros_row(r) -> str:
+    """A line of the table of zeros."""
+    return (f"| {OPTIMIZERS[r.optimizer]} | {r.n_embd:g} | {r.with_zeros:.3f} | {r.without:.3f} | "
+            f"{interval(r)} | {'rate at the edge' if r.edge else ''} |")
+
+
+def interval(r) -> str:
+    """A difference with its 95 % interval."""
+    return f"{r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}]"
