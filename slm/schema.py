@@ -51,7 +51,8 @@ class Model(Section):
     qk_norm: Optional[bool] = key(None, "RMS-normalise queries and keys; left out: as the preset")
     tied: Optional[bool] = key(None, "output head shares the embedding; left out: as the preset")
     zero_init: Optional[bool] = key(
-        None, "residual projections and untied head start at zero; left out: as the preset")
+        None, "residual projections and untied head start at zero (good with Muon; AdamW does"
+        " better without: analysis/study-tokens.md); left out: as the preset")
     d_ff: Optional[Positive] = key(None, "MLP width; left out: 4 n_embd (SwiGLU: 8/3, to 64)")
     init_std: float = key(0.02, "standard deviation of the initial weights", gt=0)
     parametrization: Literal["sp", "mup", "completep"] = key(
