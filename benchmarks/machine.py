@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-NOISY_CORES = 0.1  # of other processes: from here on a timing is doubtful
+NOISY_CORES = 0.1  # of other processes and the host: beyond it a timing is doubtful
 
 
 def describe() -> dict[str, Any]:

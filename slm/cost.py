@@ -165,7 +165,7 @@ def memory_bytes(config: GPTConfig, micro_batch: int, dtype: str = "fp32", optim
     as slm/loss.py. Returns parts, and `total` at the worst moment: the parts never all exist at
     once (logits are gone before the first gradient is whole). `runtime` is Python with torch.
     On Linux within 5 % of the peak resident set, for eight shapes of all presets from 0.3 to 1.4 GB
-    (`python -m benchmarks growth`); a plain loss at a large vocabulary takes up to a third more,
+    (`python -m benchmarks growth`); a plain loss at a large vocabulary takes an eighth more,
     device.malloc=false less.
     """
     counts, tokens = count_params(config), micro_batch * config.block_size

@@ -38,7 +38,7 @@ class Head:
         self.vocab_size, d = weight.shape
         self.blocks = self.weight = None
         if weight.device.type != "cpu":
-            self.weight = times(weight)
+            self.weight = weight.t()
             return
         n = torch.get_num_threads() if rows == 1 else -(-weight.numel() // BLOCK_FLOATS)
         c = round_up(self.vocab_size / n, 16)

@@ -19,12 +19,11 @@ COLUMNS = ["preset", "optimizer", "n_embd", "lr", "seed", "tokens", "loss", "los
 PAGE = HERE.parent / "study-tokens.md"
 TEMPLATE = HERE / "tokens.template.md"
 REFERENCE = ("gpt2", "adamw")
-NAMES = {("gpt2", "muon"): "gpt2 with Muon", ("modern", "adamw"): "modern with AdamW",
-         ("modern", "muon"): "modern with Muon"}
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
 COLOURS = {("gpt2", "muon"): look.ORANGE, ("modern", "adamw"): look.BLUE,
            ("modern", "muon"): look.GREEN}
-CORPORA = {"fables": "fables", "tinystories": "TinyStories", "files": "TinyStories"}
+NAMES = {key: f"{key[0]} with {OPTIMIZERS[key[1]]}" for key in COLOURS}
+CORPORA = {"fables": "fables", "tinystories": "TinyStories"}
 REACH = 0.6                 # of the tokens: what the project hoped for
 BEYOND = 1.1                # where the figure shows a loss that was not reached
 
@@ -38,11 +37,11 @@ def load() -> pd.DataFrame:
     return records.load("tokens")
 
 
-def tuned(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs with the best learning rate (by mean loss over seeds) of each corpus, width, preset,
-    optimiser and horizon; `edge`: that rate is the least or largest of those tried."""
+def tuned(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """The runs with the best learning rate (by mean loss over seeds) of each setting, which is what
+    the columns `by` say; `edge`: that rate is the least or largest of those tried."""
     parts = []
-    for _, cell in runs.groupby(["corpus", "n_embd", "preset", "optimizer", "tokens"]):
+    for _, cell in runs.groupby(by):
         best, _, edge = records.best_rate(cell)
         parts.append(cell[cell["lr"] == best].assign(edge=edge))
     return pd.concat(parts, ignore_index=True)
@@ -71,7 +70,8 @@ def shares(runs: pd.DataFrame) -> pd.DataFrame:
     Returns a row per (corpus, n_embd, preset, optimizer) but the reference: n_params, target (mean
     final loss of the reference), share (of the mean curve over seeds), by_seed (list; a seed's own
     curve against the same target), loss (mean at the full horizon), edge."""
-    rows, best = [], tuned(runs)
+    rows = []
+    best = tuned(runs, ["corpus", "n_embd", "preset", "optimizer", "tokens"])
     for (corpus, width), part in best.groupby(["corpus", "n_embd"]):
         full = part["tokens"].max()
         is_reference = (part["preset"] == REFERENCE[0]) & (part["optimizer"] == REFERENCE[1])
@@ -95,11 +95,11 @@ def switch_table(runs: pd.DataFrame) -> pd.DataFrame:
     to the gpt2 preset and its 95 % interval, and how many switches it changed. A setting is named
     by its distance to the nearer preset."""
     rows, seeds = [], {}
-    for values, part in runs.groupby(SWITCHES, dropna=False):
-        best, means, edge = records.best_rate(part)
+    for values, part in tuned(runs, SWITCHES).groupby(SWITCHES):
         name, changed = nearer_preset(dict(zip(SWITCHES, values)))
-        seeds[name] = part.loc[part["lr"] == best, "loss"]
-        rows.append(dict(switch=name, lr=best, loss=means[best], edge=edge, changed=changed))
+        seeds[name] = part["loss"]
+        rows.append(dict(switch=name, lr=part["lr"].iloc[0], loss=part["loss"].mean(),
+                         edge=part["edge"].any(), changed=changed))
     table = pd.DataFrame(rows).sort_values(["changed", "loss"]).reset_index(drop=True)
     against = [difference(seeds[name], seeds["gpt2"]) for name in table["switch"]]
     return table.assign(**pd.DataFrame(against))
@@ -115,16 +115,13 @@ def zeros_table(runs: pd.DataFrame) -> pd.DataFrame:
     """The modern preset without zero_init beside that with it, for each optimiser and width at the
     full horizon, each with its best learning rate: losses `without` and `with_zeros`, and the
     difference with its interval. runs: those of sweeps/zero-init.yaml and the preset's own."""
-    runs, rows = runs[runs["tokens"] == runs["tokens"].max()], []
-    for (optimizer, width), part in runs.groupby(["optimizer", "n_embd"]):
-        seeds, edges = {}, []
-        for zeros, cell in part.groupby("zero_init"):
-            best, _, edge = records.best_rate(cell)
-            seeds[bool(zeros)] = cell.loc[cell["lr"] == best, "loss"]
-            edges.append(edge)
-        rows.append(dict(optimizer=optimizer, n_embd=width, without=seeds[False].mean(),
-                         with_zeros=seeds[True].mean(), edge=any(edges),
-                         **difference(seeds[False], seeds[True])))
+    full = runs[runs["tokens"] == runs["tokens"].max()]
+    best, rows = tuned(full, ["optimizer", "n_embd", "zero_init"]), []
+    for (optimizer, width), part in best.groupby(["optimizer", "n_embd"]):
+        zeros, without = (part.loc[part["zero_init"] == has, "loss"] for has in (True, False))
+        rows.append(dict(optimizer=optimizer, n_embd=width, without=without.mean(),
+                         with_zeros=zeros.mean(), edge=part["edge"].any(),
+                         **difference(without, zeros)))
     return pd.DataFrame(rows)
 
 
