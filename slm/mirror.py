@@ -16,6 +16,7 @@ import json
 import math
 import netrc
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -29,6 +30,7 @@ import yaml
 from slm.errors import UserError
 from slm.files import is_locked, plain, private, shown
 from slm.lr_law import NAMED, read_law
+from slm.mirror_child import TURN
 from slm.screen import say
 from slm.shape import round_up
 
@@ -202,7 +204,7 @@ class Mirror:
             else track.project
         order = {"mode": mode, "project": project, "entity": track.entity, "group": track.group,
                  "tags": list(track.tags), "config": plain(config), "pid": os.getpid(),
-                 "name": name or mirror.folder.name,
+                 "name": name or mirror.folder.name, "turn": secrets.token_hex(8),
                  "init_timeout": timeout("WANDB_INIT_TIMEOUT"),
                  "finish_timeout": timeout("WANDB_FINISH_TIMEOUT")}
         try:
@@ -213,6 +215,9 @@ class Mirror:
         return mirror
 
     def _launch(self, order: dict) -> None:
+        turn = self.folder / TURN
+        turn.parent.mkdir(exist_ok=True)
+        turn.write_text(order["turn"])  # an earlier mirror that has not begun leaves it to this one
         root = str(Path(__file__).resolve().parent.parent)
         env = {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"}
         env["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [env.get("PYTHONPATH")])])

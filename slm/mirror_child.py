@@ -23,9 +23,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from slm.files import private, rows_of, shown
+from slm.files import fcntl, private, rows_of, shown
 
 POLL_SEC = 0.5
+TURN = Path("wandb", ".lock")  # in a run folder: held by the mirror at work, names the newest one
 X_AXES = ("train/*", "val/*", "lr", "grad_norm", "tokens_per_sec", "mfu")
 # Of W&B's own, what would carry paths, names of the machine and its user, or the code.
 QUIET = dict(silent=True, console="off", disable_git=True, disable_code=True, x_disable_meta=True,
@@ -282,18 +283,20 @@ def synced(path: Path) -> Path:
     return path.with_suffix(".wandb.synced")
 
 
-def only_one(folder: Path) -> None:
-    """Wait, for a while, until the mirror of an earlier process of this run is done."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    lock = os.open(folder / "wandb" / ".lock", os.O_RDWR | os.O_CREAT, 0o644)  # until we exit
+def only_one(folder: Path, turn: str) -> bool:
+    """Wait, for a while, until the mirror of an earlier process of this run is done. False: a later
+    process has begun one meanwhile. It sends all that this one would, and this one, coming after
+    it, would end the W&B run a second time, as failed."""
+    path = folder / TURN
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # until we exit
     for _ in range(120):
         try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
         except BlockingIOError:
             time.sleep(0.5)
+    return path.read_text() == turn
 
 
 def listen(inbox: queue.Queue) -> None:
@@ -311,8 +314,8 @@ def main(folder: Path, scratch: str) -> int:
     inbox: queue.Queue = queue.Queue()
     threading.Thread(target=listen, args=(inbox,), daemon=True).start()
     order = inbox.get()
-    (folder / "wandb").mkdir(exist_ok=True)
-    only_one(folder)
+    if not only_one(folder, order["turn"]):
+        return 0
     child = Child(folder, order)
     ending = None
     while ending is None:

@@ -1,4 +1,5 @@
 """W&B as a mirror: what it gets, and that nothing it does stops, slows or loses a run."""
+import fcntl
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from wandb_server import API_KEY, wandb_server  # noqa: F401  (a fixture)
 
 from slm.errors import UserError
 from slm.mirror import Mirror, check_swept, choose_mode, report_skipped, send
+from slm.mirror_child import TURN
 from slm.record import Record
 
 ROOT = Path(__file__).parent.parent
@@ -93,14 +95,16 @@ def wait_until_ready(mirror):
     wait_for(lambda: mirror.poll() or mirror.ready)
 
 
+def processes(part):
+    """(process id, parent's id) of the processes whose command line has this part."""
+    found = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True)
+    rows = [line.split(None, 2) for line in found.stdout.splitlines()[1:]]
+    return [(int(pid), int(parent)) for pid, parent, args in rows if part in args]
+
+
 def core_of(mirror):
     """The process id of the wandb-core that the mirror's child started."""
-    found = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True)
-    for line in found.stdout.splitlines()[1:]:
-        pid, parent, args = line.split(None, 2)
-        if int(parent) == mirror.child.pid and "wandb-core" in args:
-            return int(pid)
-    raise AssertionError("no wandb-core")
+    return next(pid for pid, parent in processes("wandb-core") if parent == mirror.child.pid)
 
 
 def sync(*args):
@@ -153,8 +157,7 @@ time.sleep(60)
 """
 
 
-def test_after_sigkill_the_same_command_continues_without_gap(server, tmp_path):
-    folder = tmp_path / "run"
+def killed_after_23_steps(folder):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     trainer = subprocess.Popen([sys.executable, "-c", TRAINER, str(ROOT / "tests"), str(folder)],
                                stdout=subprocess.PIPE, text=True, env=env)
@@ -163,12 +166,34 @@ def test_after_sigkill_the_same_command_continues_without_gap(server, tmp_path):
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
     assert Record.peek(folder)["status"] == "crashed"
+
+
+def test_after_sigkill_the_same_command_continues_without_gap(server, tmp_path):
+    folder = tmp_path / "run"
+    killed_after_23_steps(folder)
     with begin(folder, step=15) as record:  # at once, while the old mirror still sends
         steps(record, 16, 31)
         record.finish("finished")
     run = only(server)
     assert sent(run) == rows(folder) and len(sent(run)) == 31
     assert run["state"] == "finished"
+
+
+def test_a_killed_runs_mirror_that_comes_too_late_does_nothing(server, tmp_path):
+    """On a busy machine the mirror of a killed trainer may begin after that of its successor."""
+    folder = tmp_path / "run"
+    (folder / "wandb").mkdir(parents=True)
+    with open(folder / TURN, "w") as busy:
+        fcntl.flock(busy, fcntl.LOCK_EX)
+        killed_after_23_steps(folder)
+        with begin(folder, step=15) as record:
+            steps(record, 16, 31)
+            fcntl.flock(busy, fcntl.LOCK_UN)
+            record.finish("finished")
+    wait_for(lambda: not processes(f"slm.mirror_child {folder}"))
+    run = only(server)
+    assert run["state"] == "finished" and sent(run) == rows(folder)
+    assert len(list(folder.glob("wandb/run-*"))) == 1  # it did not begin at all
 
 
 # -- faults ------------------------------------------------------------------------------------
