@@ -48,10 +48,13 @@ def main(args: list[str]) -> int:
 def plan(spec: Spec) -> int:
     from slm.plan import describe, make_plan
     from slm.prepare import find_prepared
+    from slm.sweep.machine import gpus
     from slm.tokenizer import nominal_vocab
     meta = find_prepared(spec.data)
     vocab = meta["vocab_size"] if meta else nominal_vocab(spec.data.tokenizer)
-    print(describe(spec, make_plan(spec, vocab, meta["train"]["tokens"] if meta else None)))
+    on_gpu = gpus() if spec.device.name == "auto" or spec.device.name.startswith("cuda") else ()
+    print(describe(spec, make_plan(spec, vocab, meta["train"]["tokens"] if meta else None),
+                   on_gpu[0].name if on_gpu else None))
     print(f"{'folder':<11} {run_folder(spec)}")
     return 0
 
@@ -107,17 +110,18 @@ def follow(spec: Spec, plan, prepared, machine, record):
     from slm import checkpoint
     from slm.branch import branch_steps
     from slm.facts import describe_run
-    from slm.train import Trainer
-    trainer = Trainer(spec, plan, prepared, machine, record)
-    trainer.branch_files = branch_steps(spec, plan, record.folder)
-    latest = checkpoint.last(record.folder / "checkpoints")
-    if latest:
-        trainer.resume(latest)
-        say(f"resuming {record.folder} at step {trainer.step} of {plan.steps}")
-    if machine.is_main:
-        prepared.tokenizer.save(record.folder)
-    record.start(trainer.step, describe_run(spec, plan, prepared.meta, machine), spec.track)
-    outcome = trainer.run()
+    from slm.train import Trainer, memory_advice
+    with memory_advice(spec, plan, machine):
+        trainer = Trainer(spec, plan, prepared, machine, record)
+        trainer.branch_files = branch_steps(spec, plan, record.folder)
+        latest = checkpoint.last(record.folder / "checkpoints")
+        if latest:
+            trainer.resume(latest)
+            say(f"resuming {record.folder} at step {trainer.step} of {plan.steps}")
+        if machine.is_main:
+            prepared.tokenizer.save(record.folder)
+        record.start(trainer.step, describe_run(spec, plan, prepared.meta, machine), spec.track)
+        outcome = trainer.run()
     record.finish(outcome.status, outcome.reason)
     return outcome
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from slm.device import is_out_of_memory
 from slm.errors import UserError
 
 FORMAT = "slm-checkpoint-1"
@@ -36,13 +37,16 @@ def save(path: Path, state: dict[str, Any]) -> None:
                         "earlier checkpoints are whole, free some space and start again") from None
 
 
-def load(path: Path, map_location="cpu") -> dict[str, Any]:
-    """Raises UserError for a file that is missing, truncated or not one of ours."""
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint, on the CPU. Raises UserError for a file that is missing, truncated or not one
+    of ours."""
     try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such checkpoint") from None
     except Exception as e:  # whatever an unpickler makes of a stranger's bytes
+        if is_out_of_memory(e):
+            raise
         raise UserError(f"{path}: truncated or no checkpoint ({type(e).__name__}); remove it to "
                         "go on from the one before") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:

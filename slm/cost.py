@@ -13,11 +13,12 @@ from math import ceil, prod
 from slm.shape import GPTConfig
 
 ROLES = ("wte", "wpe", "attn", "mlp", "norms", "biases", "lm_head")
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
 LARGE_VOCAB = 16_384                 # from here on a CPU takes the chunked loss
 CPU_CHUNK = 768                      # tokens; each chunk reads and writes the head's gradient
 GPU_CHUNK = 4096                     # fills a GPU; 0.8 GB of float32 logits at a 50k vocabulary
-RUNTIME_BYTES = 275_000_000          # Python with torch and the buffers of its libraries
+CPU_EVAL, GPU_EVAL = 2048, 8192      # tokens of an evaluation's batch, padding included
+RUNTIME_BYTES = 305_000_000          # Python with torch, the tokenizer, the plot, their buffers
 HEAP_SLACK = 1.35                    # what a tuned malloc (slm/device.py) keeps between blocks
 
 
@@ -146,13 +147,19 @@ def chunk_tokens(tokens: int, device_type: str) -> int:
     return ceil(tokens / chunks)
 
 
-def saved_floats(config: GPTConfig) -> int:
+def eval_tokens(device_type: str) -> int:
+    """Tokens, padding included, that an evaluation reads at once: enough to fill the device."""
+    return CPU_EVAL if device_type == "cpu" else GPU_EVAL
+
+
+def saved_floats(config: GPTConfig, device: str = "cpu") -> int:
     """Numbers that one block keeps per token for its backward pass, counted op by op."""
     d, f, dropout = config.n_embd, config.d_ff, config.dropout > 0
     attention = 7 * d                          # x, its norm, q k v, output of attention, x + f
     attention += 3 * d if config.position == "rope" else 0       # rotated q and k, a reordered copy
     attention += 2 * d if config.qk_norm else 0
-    attention += 3 * config.n_head * config.block_size if dropout else 0   # no flash kernel on CPU
+    if dropout and device != "cuda":           # only CUDA's fused kernels know dropout
+        attention += 3 * config.n_head * config.block_size
     mlp = d + (4 * f if config.activation == "swiglu" else 2 * f)
     return attention + mlp + (2 * d if dropout else 0)
 
@@ -161,9 +168,10 @@ def memory_bytes(config: GPTConfig, micro_batch: int, dtype: str = "fp32", optim
                  loss_impl: str = "auto", device: str = "cpu") -> dict[str, int]:
     """Estimated peak memory of training: resident set of the process on CPU, allocator on CUDA.
 
-    micro_batch: sequences per forward pass. dtype: 'fp32', or 'bf16' / 'fp16' autocast. loss_impl:
-    as slm/loss.py. Returns parts, and `total` at the worst moment: the parts never all exist at
-    once (logits are gone before the first gradient is whole). `runtime` is Python with torch.
+    micro_batch: sequences per forward pass. dtype: 'fp32', 'tf32', or 'bf16' / 'fp16' autocast.
+    loss_impl: as slm/loss.py. Returns parts, and `total` at the worst moment, evaluation included:
+    the parts never all exist at once (logits are gone before the first gradient is whole).
+    `runtime` is Python with torch.
     On Linux within 5 % of the peak resident set, for eight shapes of all presets from 0.3 to 1.4 GB
     (`python -m benchmarks growth`); a plain loss at a large vocabulary takes an eighth more,
     device.malloc=false less.
@@ -173,7 +181,8 @@ def memory_bytes(config: GPTConfig, micro_batch: int, dtype: str = "fp32", optim
     weights, low = 4 * counts["total"], width < 4
     hidden = 4 * (counts["attn"] + counts["mlp"])
     states = 2 * weights - (hidden if optimizer == "muon" else 0)
-    activations = tokens * (config.n_layer * saved_floats(config) * width
+    saved = saved_floats(config, device)
+    activations = tokens * (config.n_layer * saved * width
                             + (2 * config.n_layer * d * 4 if low else 0) + 3 * d * 4)
     if (auto_loss(device, v) if loss_impl == "auto" else loss_impl) == "plain":
         logits = tokens * v * (12 + (2 * width if low else 0))   # log-softmax and two gradients
@@ -184,8 +193,12 @@ def memory_bytes(config: GPTConfig, micro_batch: int, dtype: str = "fp32", optim
     largest = 4 * v * d if config.tied else 0       # the head's and the embedding's gradient meet
     newton_schulz = hidden if optimizer == "muon" else 0
     casts = width * (counts["matmul"] if low else 0)              # autocast's copies of the weights
+    read = max(eval_tokens(device), config.block_size)
+    evaluation = read * width * (6 * d + 3 * config.d_ff)         # nothing is kept for a backward
+    evaluation += chunk_tokens(read, device) * v * (4 + (width if low else 0))
     worst = max(activations + casts + max(logits, block_backward),
-                weights + largest + tokens * width * saved_floats(config), weights + newton_schulz)
+                weights + largest + tokens * width * saved, weights + newton_schulz,
+                evaluation + casts)
     runtime, slack = (RUNTIME_BYTES, HEAP_SLACK) if device == "cpu" else (0, 1.0)
     return {"weights": weights, "gradients": weights, "optimizer": states,
             "activations": activations, "logits": logits, "runtime": runtime,

@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
+import re
 import sys
+import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -38,6 +41,15 @@ class Machine:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
         return torch.autocast(self.type, dtype=dtype, enabled=dtype is not None)
 
+    def clock(self) -> float:
+        """Now, in seconds, when the device has done what it was asked: else a measurement would be
+        charged for what came before it."""
+        if self.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.type == "mps":
+            torch.mps.synchronize()
+        return time.monotonic()
+
     def name(self) -> str:
         """The hardware's own name, as in 'NVIDIA H200' or 'AMD EPYC 7B13'."""
         if self.type == "cuda":
@@ -46,6 +58,8 @@ class Machine:
 
 
 # Dense peak of one GPU in its mixed precision (no sparsity), FLOP/s, from the makers' data sheets.
+# A slice of a GPU and the slower builds of some have the same word in their names.
+OTHER_BUILDS = re.compile(r"PCIe|NVL|MIG|Laptop|Max-Q|\bD\b")
 PEAK_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
               "RTX 4090": 165e12, "RTX 3090": 71e12, "A10": 125e12, "V100": 125e12, "T4": 65e12}
 
@@ -56,7 +70,9 @@ def peak_flops(machine: Machine) -> float | None:
     if machine.type != "cuda" or machine.precision not in ("bf16", "fp16"):
         return None
     name = machine.name()
-    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+    if OTHER_BUILDS.search(name):
+        return None
+    return next((peak for key, peak in PEAK_FLOPS.items() if re.search(rf"\b{key}\b", name)), None)
 
 
 def cpu_name() -> str:
@@ -73,6 +89,9 @@ def setup(spec: DeviceSpec) -> Machine:
     """Choose and prepare the machine. Raises UserError for what is not there."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     reasons: list[str] = []
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
+        # against fragmentation; read once, at the first question that is asked of a GPU
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     device = choose_device(spec.name, reasons)
     machine = Machine(device, choose_precision(spec.precision, device, reasons),
                       choose_compile(spec.compile, device, reasons), rank, world, reasons)
@@ -155,16 +174,24 @@ def choose_compile(asked: str | bool, device: torch.device, reasons: list[str]) 
     if asked != "auto":
         reasons.append(f"compile {'on' if asked else 'off'} (device.compile)")
         return bool(asked)
-    on = device.type == "cuda"
-    reasons.append("compile on (CUDA)" if on else "compile off (it wins nothing on this device)")
-    return on
+    if device.type != "cuda":
+        reasons.append("compile off (it wins nothing on this device)")
+        return False
+    missing = ""
+    if importlib.util.find_spec("triton") is None:
+        missing = "no triton here"
+    elif torch.cuda.get_device_capability(device) < (7, 0):
+        missing = "this GPU is too old for triton"
+    reasons.append(f"compile off ({missing})" if missing else "compile on (CUDA)")
+    return not missing
 
 
 def setup_cuda(spec: DeviceSpec, machine: Machine, reasons: list[str]) -> None:
     """GPU memory reservation and matmul settings; must precede the first allocation."""
+    if not spec.deterministic:
+        reasons.append("kernels as fast as they come: a run that is killed and continued ends with "
+                       "other last bits (--device.deterministic=true: with the same)")
     device = machine.device
-    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):  # torch >= 2.9, and before
-        os.environ.setdefault(name, "expandable_segments:True")  # against fragmentation
     torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("highest" if machine.precision == "fp32" else "high")
     if spec.memory_fraction:
@@ -172,6 +199,13 @@ def setup_cuda(spec: DeviceSpec, machine: Machine, reasons: list[str]) -> None:
         total = torch.cuda.get_device_properties(device).total_memory
         reasons.append(f"GPU memory limited to {spec.memory_fraction * total / 2**30:.1f} GiB "
                        "(device.memory_fraction)")
+
+
+def is_out_of_memory(e: Exception) -> bool:
+    """Whether a device's or the machine's memory has run out. torch says so in several ways."""
+    return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(e, RuntimeError)
+        and any(said in str(e) for said in ("can't allocate memory", "CUDA error: out of memory")))
 
 
 def tune_malloc() -> bool:

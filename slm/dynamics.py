@@ -22,7 +22,6 @@ over steps before dividing (McCandlish et al. 2018, appendix A.1). plots.plot_dy
 """
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -64,7 +63,7 @@ def measured_step(trainer: Trainer) -> float:
     if not interval or (step % interval and step != trainer.plan.steps):
         trainer.train_step()
         return 0.0
-    model, machine, start = trainer.model, trainer.machine, clock(trainer.machine)
+    model, machine, start = trainer.model, trainer.machine, trainer.machine.clock()
     x, y = trainer.loader.batch(trainer.step)                    # (b, t) each
     was_training = model.training
     model.eval()
@@ -74,20 +73,12 @@ def measured_step(trainer: Trainer) -> float:
     values |= forward_measures(model, x, y, trainer.plan.micro_batch, machine)
     model.train(was_training)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    seconds = clock(machine) - start
+    seconds = machine.clock() - start
     trainer.train_step()
-    start = clock(machine)
+    start = machine.clock()
     values |= update_ratios(before, model)
     trainer.record.log(trainer.step, {**trainer.position, **values})
-    return seconds + clock(machine) - start
-
-
-def clock(machine: Machine) -> float:
-    """Now, in seconds, when the device has done what it was asked: else a measurement would be
-    charged for the steps before it."""
-    if machine.type == "cuda":
-        torch.cuda.synchronize(machine.device)
-    return time.monotonic()
+    return seconds + machine.clock() - start
 
 
 # -- gradients -----------------------------------------------------------------------------------

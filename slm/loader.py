@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slm.cost import CPU_EVAL
 from slm.errors import ImpossiblePoint, UserError
 
-RESIDENT_FRACTION = 0.25  # of free GPU memory that the token array may take
+RESIDENT_FRACTION = 0.25  # of the GPU memory there is for this process, for the token array
 UPLOAD_TOKENS = 2**26
-EVAL_BATCH_TOKENS = 2**14
 Batch = tuple[Tensor, Tensor]
 
 
@@ -28,7 +28,7 @@ class Loader:
         tokens: ids (n_tokens,), uint16 or uint32, perhaps memory-mapped
         batch_size: sequences of the global batch; rank r of `world` gets its r-th contiguous share
         device: where batches go; on CUDA the whole array goes there if it takes less than a
-            quarter of the free memory, else each batch is copied asynchronously
+            quarter of the memory this process may have, else each batch is copied asynchronously
     Raises: ImpossiblePoint: fewer tokens than one block and its target; UserError: a batch that
         `world` ranks can't share.
     """
@@ -108,7 +108,9 @@ def _upload(tokens: np.ndarray, device: torch.device) -> Tensor | None:
     if device.type != "cuda":
         return None
     as_signed = {2: np.int16, 4: np.int32}[tokens.dtype.itemsize]  # ids stay below 2^31
-    if tokens.nbytes > RESIDENT_FRACTION * torch.cuda.mem_get_info(device)[0]:
+    free, total = torch.cuda.mem_get_info(device)
+    share = torch.cuda.get_per_process_memory_fraction(device) * total   # device.memory_fraction
+    if tokens.nbytes > RESIDENT_FRACTION * min(free, share):
         return None
     resident = torch.empty(len(tokens), device=device,
                            dtype={2: torch.int16, 4: torch.int32}[tokens.dtype.itemsize])
@@ -140,7 +142,7 @@ class Validation:
 
 def validation(prepared, mode: Literal["stories", "windows"], block_size: int,
                max_tokens: int | None = None,
-               batch_tokens: int = EVAL_BATCH_TOKENS) -> Validation:
+               batch_tokens: int = CPU_EVAL) -> Validation:
     """The first validation tokens, always the same ones, as batches.
 
     'windows': windows of block_size side by side from the start of the stream. 'stories': whole

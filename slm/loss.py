@@ -17,10 +17,12 @@ from slm.errors import UserError
 IMPLEMENTATIONS = ("plain", "chunked", "torch")
 
 
-def choose_loss(name: str, device_type: str, vocab_size: int) -> tuple[str, str]:
+def choose_loss(name: str, device_type: str, vocab_size: int,
+                precision: str = "fp32") -> tuple[str, str]:
     """The implementation for `device.loss` and the reason, for the screen.
 
-    Raises UserError for an unknown name, or for 'torch' where this torch has no such function.
+    Raises UserError for an unknown name, or for 'torch' where this torch has no such function or
+    would round the loss to half precision.
     """
     if name == "auto":
         if auto_loss(device_type, vocab_size) == "chunked":
@@ -32,6 +34,9 @@ def choose_loss(name: str, device_type: str, vocab_size: int) -> tuple[str, str]
     if name == "torch" and not hasattr(F, "linear_cross_entropy"):
         raise UserError(f"device.loss=torch needs torch >= 2.13 (here {torch.__version__}): "
                         "use chunked, which does the same")
+    if name == "torch" and precision in ("bf16", "fp16"):
+        raise UserError(f"device.loss=torch: rounds the loss to {precision}, by up to 0.4 %; use "
+                        "chunked or plain, which compute it in float32")
     return name, "as asked"
 
 
@@ -41,11 +46,16 @@ def lm_loss(h: Tensor, w: Tensor, targets: Tensor, impl: str = "plain", reductio
 
     h: (b, t, d); w: (v, d); targets: (b, t) int64, -1 is ignored.
     reduction: 'mean' over the targets that count (scalar), or 'none' (b, t), 0 where ignored.
-    'none' with gradients takes the plain way whatever impl says: chunked gradients are made in the
-    forward pass, before the weights of the tokens are known.
+    Without gradients the logits are chunked whatever impl says: an evaluation must not need more
+    memory than training. 'none' with gradients takes the plain way: chunked gradients are made in
+    the forward pass, before the weights of the tokens are known.
     """
     h = h * scale if scale != 1 else h
-    if impl == "plain" or (reduction == "none" and torch.is_grad_enabled() and h.requires_grad):
+    if not torch.is_grad_enabled():
+        impl = "chunked"
+    elif reduction == "none" and h.requires_grad:
+        impl = "plain"
+    if impl == "plain":
         logits = at_least_float32(F.linear(h, w))                            # (b, t, v)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1,
                                reduction=reduction)

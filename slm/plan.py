@@ -110,10 +110,19 @@ def horizon_tokens(spec: Spec, params: dict, flops: float,
     return t.epochs * epoch_tokens, f"train.epochs = {t.epochs:g}"
 
 
-def describe(spec: Spec, plan: Plan) -> str:
-    """The text of `run.py --plan`."""
+def training_memory(spec: Spec, plan: Plan, device: str) -> dict[str, int]:
+    """slm.cost.memory_bytes of a run on 'cpu' or 'cuda', in the precision it would have there."""
+    precision = spec.device.precision
+    if precision == "auto":
+        precision = "bf16" if device == "cuda" else "fp32"
+    return memory_bytes(plan.config, plan.micro_batch, precision, spec.optim.name,
+                        spec.device.loss, device)
+
+
+def describe(spec: Spec, plan: Plan, gpu: str | None = None) -> str:
+    """The text of `run.py --plan`. gpu: name of the GPU that would be trained on, None: the CPU."""
     c, p = plan.config, plan.params
-    memory = memory_bytes(c, plan.micro_batch, optimizer=spec.optim.name)
+    memory = training_memory(spec, plan, "cuda" if gpu else "cpu")
     rows = [
         ("model", f"{spec.model.preset}: {c.n_layer} layers, {c.n_head} heads, width {c.n_embd}, "
                   f"block {c.block_size}, vocabulary {c.vocab_size}"),
@@ -131,8 +140,9 @@ def describe(spec: Spec, plan: Plan) -> str:
                      f"{plan.warmup_steps} steps"),
         ("compute", f"{plan.flops:.3e} FLOPs ({plan.flops_per_token['matmul'] / 1e6:.1f} MFLOP a "
                     "token, exact matmuls with head, forward and backward)"),
-        ("memory", f"about {memory['total'] / 1e6:,.0f} MB (weights {memory['weights'] / 1e6:,.0f},"
-                   f" gradients {memory['gradients'] / 1e6:,.0f}, optimiser "
+        ("memory", f"about {memory['total'] / 1e6:,.0f} MB on {gpu or 'the CPU'} (weights "
+                   f"{memory['weights'] / 1e6:,.0f}, gradients "
+                   f"{memory['gradients'] / 1e6:,.0f}, optimiser "
                    f"{memory['optimizer'] / 1e6:,.0f}, a pass of {plan.micro_batch} sequences "
                    f"{(memory['activations'] + memory['logits']) / 1e6:,.0f})"),
     ]

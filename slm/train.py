@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 import signal
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Iterator
 
 import torch
 
 from slm import checkpoint
-from slm.device import Machine, peak_flops
+from slm.cost import eval_tokens
+from slm.device import Machine, is_out_of_memory, peak_flops
 from slm.dynamics import announce, measured_step
 from slm.errors import UserError
 from slm.evaluate import evaluate
@@ -47,14 +50,14 @@ class Diverged(Exception):
 class Trainer:
     """One run's state: model, optimiser, schedule, position. `run()` trains it to its horizon.
 
-    Raises UserError for a checkpoint that is broken or of another spec, and where memory is out."""
+    Raises UserError for a checkpoint that is broken or of another spec."""
 
     def __init__(self, spec: Spec, plan: Plan, prepared, machine: Machine, record: Record) -> None:
         self.spec, self.plan, self.machine, self.record = spec, plan, machine, record
         generator = torch.Generator().manual_seed(spec.train.seed)
         self.model = GPT(plan.config, generator).to(machine.device)
         self.model.loss_impl, why = choose_loss(spec.device.loss, machine.type,
-                                                plan.config.vocab_size)
+                                                plan.config.vocab_size, machine.precision)
         say(f"loss {self.model.loss_impl} ({why})")
         announce(spec.track.dynamics_interval, plan, machine.world)
         self.net = torch.compile(self.model, dynamic=False) if machine.compile else self.model
@@ -67,7 +70,7 @@ class Trainer:
         self.loader = Loader(prepared.train, plan.config.block_size, plan.batch_size,
                              spec.data.seed, machine.rank, machine.world, machine.device)
         self.validation = validation(prepared, spec.data.eval_mode, plan.config.block_size,
-                                     spec.data.eval_tokens)
+                                     spec.data.eval_tokens, eval_tokens(machine.type))
         self.writer = Writer(self.model, prepared.tokenizer)
         self.step = 0
         self.best_val, self.evaluations_since_best = math.inf, 0
@@ -105,6 +108,12 @@ class Trainer:
 
     def due(self, interval: int) -> bool:
         return self.step == self.plan.steps or (interval > 0 and self.step % interval == 0)
+
+    def pauses(self) -> bool:
+        """Whether something else than training is due after this step."""
+        plan = self.plan
+        intervals = (plan.eval_interval, plan.sample_interval, plan.checkpoint_interval)
+        return self.step in self.branch_files or any(map(self.due, intervals))
 
     @property
     def position(self) -> dict[str, float]:
@@ -167,6 +176,7 @@ class Trainer:
         """All that the rest of the run depends on."""
         return {**self.weights(), "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(), "scaler": self.scaler.state_dict(),
+                "precision": self.machine.precision,
                 "best_val": self.best_val, "latest": self.latest,
                 "evaluations_since_best": self.evaluations_since_best,
                 "loss_sum": self.loss_sum, "loss_steps": self.loss_steps}
@@ -182,13 +192,18 @@ class Trainer:
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint. Raises UserError for one of another spec."""
-        state = checkpoint.load(path, map_location=self.machine.device)
+        state = checkpoint.load(path)
         if state["identity"] != identity(self.spec):
             raise UserError(f"{path}: a checkpoint of another spec ({state['identity']}, this one "
                             f"is {identity(self.spec)}); move it away or use another track.dir")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        before = state.get("precision", self.machine.precision)
+        if before != self.machine.precision:
+            say(f"precision {self.machine.precision} from here on, {before} up to step "
+                f"{state['step']}: not the numbers of a run in one precision")
         self.step = state["step"]
         if state["scheduler"] is None:  # a branch: the trunk's schedule had another horizon
             for _ in range(self.step):
@@ -210,10 +225,6 @@ class Trainer:
                 return self.loop(signals, bar)
         except Diverged as e:
             return Outcome("diverged", f"{e}; the last good checkpoint is kept")
-        except (torch.OutOfMemoryError, RuntimeError) as e:
-            if isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e):
-                raise UserError(self.memory_advice()) from None
-            raise
 
     def loop(self, signals: Signals, bar: Progress) -> Outcome:
         plan, spec = self.plan, self.spec
@@ -229,9 +240,10 @@ class Trainer:
             busy += measured_step(self)
             logged = evaluated = False
             if self.due(spec.track.log_interval):
-                self.log(time.monotonic() - started - busy)
+                self.log(self.machine.clock() - started - busy)
                 started, busy, logged = time.monotonic(), 0.0, True
-            pause = time.monotonic()
+            # what the device has still to do by then is training
+            pause = self.machine.clock() if self.pauses() else None
             if self.due(plan.eval_interval):
                 self.evaluate()
                 evaluated = True
@@ -242,7 +254,8 @@ class Trainer:
             outcome = self.stop_reason(signals)
             if outcome or self.due(plan.checkpoint_interval):
                 self.save()
-            busy += time.monotonic() - pause
+            if pause is not None:
+                busy += self.machine.clock() - pause
             bar.update(self.step, self.latest, evaluated=evaluated, logged=logged)
             if outcome:
                 return outcome
@@ -270,15 +283,24 @@ class Trainer:
             return Outcome("finished", f"no better val loss in {train.patience} evaluations")
         return None
 
-    def memory_advice(self) -> str:
-        micro = self.plan.micro_batch
-        smaller = f"train.micro_batch={max(1, micro // 2)}" if micro > 1 else \
+
+@contextmanager
+def memory_advice(spec: Spec, plan: Plan, machine: Machine) -> Iterator[None]:
+    """Where memory runs out within, raise UserError with what to change."""
+    try:
+        yield
+    except Exception as e:
+        if not is_out_of_memory(e):
+            raise
+        micro, limit = plan.micro_batch, spec.device.memory_fraction
+        loss = choose_loss(spec.device.loss, machine.type, plan.config.vocab_size)[0]
+        smaller = f"--train.micro_batch={max(1, micro // 2)}" if micro > 1 else \
             "a smaller model.block_size"
-        limit = self.spec.device.memory_fraction
-        return (f"out of memory on {self.machine.device} with {micro} sequences of "
-                f"{self.plan.config.block_size} tokens a pass: try --{smaller} (same numbers up to "
-                "rounding)" + (", --device.loss=chunked" if self.model.loss_impl == "plain" else "")
-                + (f", a larger device.memory_fraction than {limit}" if limit else ""))
+        raise UserError(
+            f"out of memory on {machine.device} with {micro} sequences of "
+            f"{plan.config.block_size} tokens a pass: try {smaller} (same numbers up to rounding)"
+            + (", --device.loss=chunked" if loss == "plain" else "")
+            + (f", a larger device.memory_fraction than {limit}" if limit else "")) from None
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

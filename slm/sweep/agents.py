@@ -13,7 +13,7 @@ from pathlib import Path
 from slm.errors import UserError
 from slm.screen import say
 from slm.sweep import process
-from slm.sweep.machine import Slot, gpus, make_slots
+from slm.sweep.machine import Slot, make_slots
 
 POLL_SEC = 0.2
 
@@ -31,16 +31,10 @@ def agent_command(sweep: str, count: int | None = None) -> list[str]:
     return [sys.executable, "-m", "wandb", "agent", "--forward-signals", *limit, sweep]
 
 
-def agent_environment(slot: Slot) -> dict[str, str]:
+def agent_environment(slot: Slot, slots: int) -> dict[str, str]:
     """So that ${interpreter}, which W&B's agent looks up as `python`, is this very Python."""
-    env = process.child_environment()
-    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
-    if slot.gpus or gpus():
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.id for gpu in slot.gpus)
-    if not slot.gpus:
-        env.setdefault("OMP_NUM_THREADS", "1")
-    env.setdefault("TORCHINDUCTOR_CACHE_DIR", process.compile_cache())
-    return env
+    env = process.child_environment(slot, slots)
+    return env | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])}
 
 
 def run_agents(options: argparse.Namespace, rest: list[str]) -> int:
@@ -57,7 +51,8 @@ def run_agents(options: argparse.Namespace, rest: list[str]) -> int:
     with process.Stop() as stop:
         for i, slot in enumerate(slots):
             log = folder / f"{i}.txt"
-            child = process.start(agent_command(sweep, options.count), agent_environment(slot), log)
+            child = process.start(agent_command(sweep, options.count),
+                                  agent_environment(slot, len(slots)), log)
             running[child] = (slot, log)
         places = ", ".join(slot.name for slot in slots)
         say(f"{len(slots)} agent{'s' * (len(slots) > 1)} of {sweep}, on {places}; logs in {folder}")

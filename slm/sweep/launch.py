@@ -16,7 +16,7 @@ from slm.errors import UserError
 from slm.files import is_locked, write_whole
 from slm.sweep import process
 from slm.sweep.bandit import History, to_stop
-from slm.sweep.machine import Slot, gpus
+from slm.sweep.machine import Slot
 from slm.sweep.points import Point, Sweep
 from slm.sweep.search import Search
 from slm.sweep.show import Screen
@@ -48,7 +48,7 @@ class Launcher:
 
     def __init__(self, sweep: Sweep, search: Search, slots: list[Slot], retries: int) -> None:
         self.sweep, self.search, self.retries = sweep, search, retries
-        self.free, self.jobs = list(reversed(slots)), []
+        self.free, self.jobs, self.slots = list(reversed(slots)), [], len(slots)
         self.elsewhere: list[Point] = []      # claimed by another launcher
         self.failures: Counter[str] = Counter()
         self.failed: dict[str, str] = {}      # identity -> last error
@@ -125,8 +125,8 @@ class Launcher:
             self.settle(point, state)
             return
         slot = self.free.pop()
-        child = process.start(self.argv(point, slot), self.environment(slot),
-                              log_file(point), claim)
+        child = process.start(self.argv(point, slot),
+                              process.child_environment(slot, self.slots), log_file(point), claim)
         self.jobs.append(Job(point, child, slot, claim, time.monotonic(),
                              state.last.get("step") or 0, self.history(point)))
 
@@ -137,17 +137,6 @@ class Launcher:
         if slot.share > 1 and point.spec.device.memory_fraction is None:
             where.append(f"--device.memory_fraction={0.94 / slot.share:.3f}")
         return [*self.sweep.file.argv(point.values, sys.executable), *self.sweep.overrides, *where]
-
-    def environment(self, slot: Slot) -> dict[str, str]:
-        env = process.child_environment()
-        if slot.gpus:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.id for gpu in slot.gpus)
-        else:
-            env.setdefault("OMP_NUM_THREADS", "1")
-            if gpus():                        # there are, and the CPU was asked for
-                env["CUDA_VISIBLE_DEVICES"] = ""
-        env.setdefault("TORCHINDUCTOR_CACHE_DIR", process.compile_cache())
-        return env
 
     # -- ending --------------------------------------------------------------------------------
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from slm.cost import memory_bytes
-from slm.plan import Plan
+from slm.plan import Plan, training_memory
 from slm.sweep import machine
 from slm.sweep.estimate import Rate, makespan, measure
 from slm.sweep.machine import Slot
@@ -21,10 +20,7 @@ SHAPE = ("model.n_layer", "model.n_head", "model.n_embd")
 
 def point_memory(point: Point, on_gpu: bool) -> int:
     """Estimated bytes of the device's memory that a training process takes."""
-    plan, device = point.plan, point.spec.device
-    precision = device.precision if device.precision != "auto" else "bf16" if on_gpu else "fp32"
-    total = memory_bytes(plan.config, plan.micro_batch, precision, point.spec.optim.name,
-                         device.loss, "cuda" if on_gpu else "cpu")["total"]
+    total = training_memory(point.spec, point.plan, "cuda" if on_gpu else "cpu")["total"]
     return total + (CUDA_CONTEXT_BYTES if on_gpu else 0)
 
 

@@ -12,6 +12,7 @@ from typing import IO
 
 from slm.errors import UserError
 from slm.orphan import die_with_parent
+from slm.sweep.machine import Slot, cores, gpus
 
 # Set for one run by whoever runs it; a sweep's children must not share them.
 NOT_INHERITED = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RESUME")
@@ -64,15 +65,28 @@ def start(argv: list[str], env: dict[str, str], log: Path, claim: Claim | None =
             raise UserError(f"{argv[0]}: can't be started: {e.strerror}") from None
 
 
-def child_environment() -> dict[str, str]:
-    """This process's environment, without what names another run."""
-    return {k: v for k, v in os.environ.items() if k not in NOT_INHERITED}
+def child_environment(slot: Slot, slots: int) -> dict[str, str]:
+    """This process's environment for a child in one of so many slots: it sees its GPUs alone, takes
+    its share of the cores, and knows nothing of another run."""
+    env = {k: v for k, v in os.environ.items() if k not in NOT_INHERITED}
+    if slot.gpus or gpus():                   # there are, and the CPU was asked for
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.id for gpu in slot.gpus)
+    if slot.gpus:
+        env.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, cores() // slots)))
+    else:
+        env.setdefault("OMP_NUM_THREADS", "1")
+    env.setdefault("TORCHINDUCTOR_CACHE_DIR", compile_cache())
+    return env
 
 
 def compile_cache() -> str:
     """The folder in which all runs share what torch.compile made: torch's own default, which a
     TMPDIR of the child's must not change."""
-    return str(Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}")
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # in a container the user may have no name
+        user = f"uid_{os.getuid()}"
+    return str(Path(tempfile.gettempdir()) / f"torchinductor_{user}")
 
 
 def send(child: subprocess.Popen, number: int) -> None:
