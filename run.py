@@ -122,7 +122,8 @@ def follow(spec: Spec, plan, prepared, machine, record):
             prepared.tokenizer.save(record.folder)
         record.start(trainer.step, describe_run(spec, plan, prepared.meta, machine), spec.track)
         outcome = trainer.run()
-    record.finish(outcome.status, outcome.reason)
+    record.finish(outcome.status, outcome.reason,
+                  {"steps_done": trainer.step, **trainer.position})  # perhaps past the last line
     return outcome
 
 

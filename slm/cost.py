@@ -7,6 +7,7 @@ the others differ by up to 20x (see flops_per_token), enough to bend a scaling e
 """
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from math import ceil, prod
 
@@ -62,10 +63,14 @@ def role_of(name: str) -> str:
 @lru_cache(maxsize=4096)
 def _count_roles(config: GPTConfig) -> tuple[tuple[str, int], ...]:
     """(role, parameters) of each role; a sweep's plan asks for one shape many times."""
-    counts = dict.fromkeys(ROLES, 0)
-    for name, shape in parameter_shapes(config).items():
-        counts[role_of(name)] += prod(shape)
-    return tuple(counts.items())
+    def count(layers: int) -> dict[str, int]:
+        counts = dict.fromkeys(ROLES, 0)
+        for name, shape in parameter_shapes(replace(config, n_layer=layers)).items():
+            counts[role_of(name)] += prod(shape)
+        return counts
+
+    none, one = count(0), count(1)                       # all layers are alike
+    return tuple((role, none[role] + config.n_layer * (one[role] - none[role])) for role in ROLES)
 
 
 def count_params(config: GPTConfig) -> dict[str, int]:

@@ -103,9 +103,11 @@ def setup(spec: DeviceSpec) -> Machine:
         raise UserError(f"device.memory_fraction = {spec.memory_fraction}: reserves GPU memory, "
                         f"but the device is {device.type}")
     if device.type == "cpu":
+        threads, cores = torch.get_num_threads(), os.cpu_count() or 1
         why = "device.threads" if spec.threads else "OMP_NUM_THREADS" \
-            if "OMP_NUM_THREADS" in os.environ else "torch's choice"
-        reasons.append(f"threads {torch.get_num_threads()} ({why})")
+            if os.environ.get("OMP_NUM_THREADS") == str(threads) else "torch's choice"
+        reasons.append(f"threads {threads} ({why}"
+                       + (f": slow, this machine has {cores} cores)" if threads > cores else ")"))
         if spec.malloc and tune_malloc():
             reasons.append("malloc keeps freed memory (1.3x at a 50k vocabulary; "
                            "--device.malloc=false for less memory)")

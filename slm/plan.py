@@ -123,6 +123,9 @@ def describe(spec: Spec, plan: Plan, gpu: str | None = None) -> str:
     """The text of `run.py --plan`. gpu: name of the GPU that would be trained on, None: the CPU."""
     c, p = plan.config, plan.params
     memory = training_memory(spec, plan, "cuda" if gpu else "cpu")
+    peak = f"adamw, peak {plan.optim.lr:g}"
+    if spec.optim.name == "muon":
+        peak = f"muon, peak {plan.optim.muon_lr:g}, with {peak} for what is no hidden matrix"
     rows = [
         ("model", f"{spec.model.preset}: {c.n_layer} layers, {c.n_head} heads, width {c.n_embd}, "
                   f"block {c.block_size}, vocabulary {c.vocab_size}"),
@@ -135,9 +138,8 @@ def describe(spec: Spec, plan: Plan, gpu: str | None = None) -> str:
         ("horizon", f"{plan.steps:,} steps of {plan.tokens_per_step:,} tokens = "
                     f"{plan.tokens:,} tokens"
                     + (f", {plan.epochs:.2f} epochs" if plan.epochs else "")
-                    + f"; {plan.tokens / p['matmul']:.1f} tokens per matmul parameter"),
-        ("schedule", f"{spec.optim.name}, peak {plan.optim.lr:g}, {spec.optim.schedule}, warm-up "
-                     f"{plan.warmup_steps} steps"),
+                    + f"; {plan.tokens / p['matmul']:.3g} tokens per matmul parameter"),
+        ("schedule", f"{peak}, {spec.optim.schedule}, warm-up {plan.warmup_steps} steps"),
         ("compute", f"{plan.flops:.3e} FLOPs ({plan.flops_per_token['matmul'] / 1e6:.1f} MFLOP a "
                     "token, exact matmuls with head, forward and backward)"),
         ("memory", f"about {memory['total'] / 1e6:,.0f} MB on {gpu or 'the CPU'} (weights "
@@ -156,7 +158,7 @@ def group_table(config: GPTConfig, optim) -> list[str]:
     """What the parametrization makes of each tensor group, a line each. optim: the plan's.
 
     Where a value is not the one that sp would give it, the factor is shown beside it."""
-    if config.parametrization == "sp":
+    if config.parametrization == "sp" and optim.name == "adamw":
         return [f"{'groups':<11} sp: every tensor group has the same lr and eps, and if it is a "
                 "matrix the same weight decay"]
     plain_config = replace(config, parametrization="sp")
@@ -172,9 +174,10 @@ def group_table(config: GPTConfig, optim) -> list[str]:
         cells.append((row["group"], f"{row['tensors']}", f"{row['params']:,}", row["optimizer"],
                       *map(value, ("lr", "weight_decay", "eps", "init_std")), row["multiplier"]))
     widths = [max(map(len, column)) for column in zip(*cells)]
-    head = f"{config.parametrization}: width {width_ratio(config):g} x base_width" \
-        + (f", depth {depth_ratio(config):g} x base_depth"
-           if config.parametrization == "completep" else "") + "; (x...): against sp"
+    head = config.parametrization
+    if head != "sp":
+        depth = f", depth {depth_ratio(config):g} x base_depth" if head == "completep" else ""
+        head += f": width {width_ratio(config):g} x base_width{depth}; (x...): against sp"
     return [f"{'groups':<11} {head}"] + [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
         for row in cells]

@@ -27,7 +27,7 @@ from slm.loader import Loader, validation
 from slm.loss import choose_loss
 from slm.model import GPT
 from slm.optim import make_optimizer, make_scheduler
-from slm.plan import Plan
+from slm.plan import Plan, training_memory
 from slm.record import Record
 from slm.schema import Spec
 from slm.screen import Progress, say
@@ -224,7 +224,9 @@ class Trainer:
             with Signals() as signals, Progress(self.plan.steps, self.step) as bar:
                 return self.loop(signals, bar)
         except Diverged as e:
-            return Outcome("diverged", f"{e}; the last good checkpoint is kept")
+            kept = checkpoint.last(self.folder) or self.folder / checkpoint.BEST
+            return Outcome("diverged", f"{e}; " + (
+                "the last good checkpoint is kept" if kept.exists() else "no checkpoint yet"))
 
     def loop(self, signals: Signals, bar: Progress) -> Outcome:
         plan, spec = self.plan, self.spec
@@ -276,7 +278,8 @@ class Trainer:
             torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
             number, late = flags.tolist()
         if number:
-            return Outcome("preempted", f"signal {number}", number)
+            return Outcome("preempted", f"signal {number}, saved at step {self.step}; the same "
+                                        "command goes on from there", number)
         if late:
             return Outcome("finished", f"time limit of {train.time_limit_sec:g} s")
         if train.patience and self.evaluations_since_best >= train.patience:
@@ -294,13 +297,15 @@ def memory_advice(spec: Spec, plan: Plan, machine: Machine) -> Iterator[None]:
             raise
         micro, limit = plan.micro_batch, spec.device.memory_fraction
         loss = choose_loss(spec.device.loss, machine.type, plan.config.vocab_size)[0]
-        smaller = f"--train.micro_batch={max(1, micro // 2)}" if micro > 1 else \
-            "a smaller model.block_size"
-        raise UserError(
-            f"out of memory on {machine.device} with {micro} sequences of "
-            f"{plan.config.block_size} tokens a pass: try {smaller} (same numbers up to rounding)"
-            + (", --device.loss=chunked" if loss == "plain" else "")
-            + (f", a larger device.memory_fraction than {limit}" if limit else "")) from None
+        less = [f"--train.micro_batch={micro // 2}"] if micro > 1 else []
+        less += ["--device.loss=chunked"] if loss == "plain" else []
+        ways = [f"{' or '.join(less)} (same numbers up to rounding)"] if less else []
+        ways += [f"a larger device.memory_fraction than {limit}"] if limit else []
+        total = training_memory(spec, plan, machine.type)["total"]
+        raise UserError(f"out of memory on {machine.device} with {micro} sequences of "
+                        f"{plan.config.block_size} tokens a pass (--plan: about "
+                        f"{total / 1e9:.1f} GB): try {', '.join(ways + ['a smaller model'])}"
+                        ) from None
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

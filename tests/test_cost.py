@@ -128,6 +128,11 @@ def test_memory_follows_batch_vocabulary_and_loss():
                             for impl in ("plain", "chunked", "auto"))
     assert auto == chunked < 0.6 * plain
     assert cost.memory_bytes(large, 12, device="cuda")["runtime"] == 0
+    dropout = replace(small, dropout=0.1)     # CUDA's fused kernels keep no matrix of attention
+    held = {device: cost.saved_floats(dropout, device) for device in ("cpu", "cuda")}
+    assert held["cpu"] - held["cuda"] == 3 * small.n_head * small.block_size
+    one = cost.memory_bytes(large, 1)["total"] - cost.RUNTIME_BYTES
+    assert one > 4 * large.vocab_size * cost.chunk_tokens(cost.CPU_EVAL, "cpu")  # evaluation's
     adamw, muon = (cost.memory_bytes(small, 8, optimizer=name)["optimizer"]
                    for name in ("adamw", "muon"))
     assert adamw - muon == 4 * cost.count_params(small)["blocks"]

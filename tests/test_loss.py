@@ -2,6 +2,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from slm import loss
 from slm.cost import chunk_tokens
@@ -65,6 +66,20 @@ def test_per_token_losses(impl):
     lm_loss(h, w, targets, impl, "none").square().sum().backward()
     theirs = torch.autograd.grad(expected.square().sum(), (h, w))
     torch.testing.assert_close((h.grad, w.grad), theirs)
+
+
+def test_an_evaluation_never_holds_all_logits():
+    h, w, targets = problem(v=64)
+    largest = []
+
+    class Sizes(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            largest.append(out.numel() if isinstance(out, torch.Tensor) else 0)
+            return out
+    with torch.no_grad(), Sizes():
+        lm_loss(h, w, targets, "plain", "none")
+    assert max(largest) <= chunk_tokens(targets.numel(), "cpu") * len(w)
 
 
 @pytest.mark.parametrize("impl", CHUNKED)
@@ -141,6 +156,8 @@ def test_choice_and_its_reason(monkeypatch):
     assert choose_loss("plain", "cpu", 50304) == ("plain", "as asked")
     with pytest.raises(UserError, match="plain, chunked, torch"):
         choose_loss("fast", "cpu", 64)
+    with pytest.raises(UserError, match="rounds the loss to bf16"):
+        choose_loss("torch", "cuda", 64, "bf16")
     monkeypatch.delattr(loss.F, "linear_cross_entropy", raising=False)
     with pytest.raises(UserError, match="torch >= 2.13"):
         choose_loss("torch", "cpu", 64)

@@ -11,8 +11,10 @@ from slm.model import GPT
 from slm.muon import Muon, orthogonalize
 from slm.optim import make_optimizer, make_scheduler, param_groups
 from slm.parametrization import describe_groups
+from slm.plan import describe, make_plan
 from slm.schema import Optim
 from slm.shape import PRESETS, GPTConfig
+from slm.spec import load_spec
 
 BASE = dict(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=64)
 
@@ -150,6 +152,16 @@ def test_two_steps_by_hand_under_mup():
     for name in names:
         assert params[name].flatten()[0].item() == pytest.approx(by_hand[name], abs=1e-6), name
         assert params[name].min() == params[name].max()
+
+
+def test_the_plan_names_both_rates_of_muon():
+    spec = load_spec([], {"train.steps": 10, "optim.name": "muon", "optim.lr": 3e-3,
+                          "optim.muon_lr": 0.04})
+    text = describe(spec, make_plan(spec, 512))
+    rates = {row.split()[0]: float(row.split()[4]) for row in text.splitlines()[-5:]
+             if row.startswith("  ")}
+    assert rates["matrix"] == rates["projection"] == 0.04 and rates["embedding"] == 3e-3
+    assert "peak 0.04" in text and "peak 0.003" in text
 
 
 def test_the_plan_table_agrees_with_model_and_groups():

@@ -1,13 +1,17 @@
 """The loop: what may not change the weights does not, what should stop a run stops it."""
 import json
 import math
+import time
 
 import pytest
 import torch
 from tiny import final_weights, equal_weights, metrics, write_spec
 
 import run
+from slm import checkpoint
+from slm.device import Machine
 from slm.errors import UserError
+from slm.train import Outcome, Trainer
 
 GOLDEN = [6.24079, 6.23807, 6.20423, 6.18878, 6.13715, 6.09291, 6.09547, 6.06912, 6.0418, 5.9925,
           6.00073, 5.98816, 5.92726, 5.96262, 5.86725, 5.90108, 5.88215, 5.90841, 5.90722, 5.86864]
@@ -112,6 +116,51 @@ def test_patience_and_time_limit_stop_early_and_count_as_finished(train):
     assert code == 0 and "time limit" in summary(folder)["reason"]
 
 
+def test_tokens_per_sec_waits_for_the_device_and_leaves_evaluation_out(train, monkeypatch):
+    """A device that has 60 ms of each step still to do when the step returns, as a GPU has."""
+    queue = {"sec": 0.0}
+
+    def drain(more=0.0):
+        time.sleep(queue["sec"] + more)
+        queue["sec"] = 0.0
+
+    def train_step(self, step=Trainer.train_step):
+        step(self)
+        queue["sec"] += 0.06
+
+    def clock(self):
+        drain()
+        return time.monotonic()
+
+    def evaluate(self, evaluate=Trainer.evaluate):
+        drain(more=0.7)
+        evaluate(self)
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    monkeypatch.setattr(Machine, "clock", clock)
+    _, folder = train(train__steps=4, train__eval_interval=3)
+    rate, = [m["tokens_per_sec"] for m in metrics(folder) if "tokens_per_sec" in m]
+    assert 128 / 0.23 < rate <= 128 / 0.06
+
+
+def test_another_precision_after_a_checkpoint_is_said(train, tmp_path, monkeypatch, capsys):
+    def preempt(self, signals, stop_reason=Trainer.stop_reason):
+        return Outcome("preempted", "", 15) if self.step == 7 else stop_reason(self, signals)
+    monkeypatch.setattr(Trainer, "stop_reason", preempt)
+    code, folder = train(train__steps=8)
+    assert code == 143
+    last = summary(folder)
+    assert (last["steps_done"], last["tokens"]) == (7, 7 * 128)  # no line was due at that step
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    file = checkpoint.last(folder / "checkpoints")
+    state = torch.load(file, weights_only=True)
+    torch.save({**state, "precision": "bf16"}, file)
+    capsys.readouterr()
+    assert run.main([str(folder.parent.parent / "tiny.yaml")]) == 0
+    assert "precision fp32 from here on, bf16 up to step 7" in capsys.readouterr().out
+
+
 def test_out_of_memory_says_what_to_change(train, monkeypatch, capsys):
     from slm.model import GPT
 
@@ -121,6 +170,8 @@ def test_out_of_memory_says_what_to_change(train, monkeypatch, capsys):
     code, folder = train()
     assert code == 2 and "train.micro_batch=2" in capsys.readouterr().err
     assert summary(folder)["status"] == "failed"
+    monkeypatch.setattr(GPT, "__init__", out_of_memory)
+    assert train()[0] == 2 and "smaller model" in capsys.readouterr().err
 
 
 def test_wsd_and_horizons_in_flops_tokens_and_epochs(train):
