@@ -4,6 +4,7 @@ Needs of slm only the model, its loss and its optimisers (no pydantic, no W&B), 
 with tiny sizes to prove itself. Every process times itself between two synchronisations."""
 from __future__ import annotations
 
+import gc
 import time
 from types import SimpleNamespace
 from typing import Any, Callable
@@ -106,6 +107,7 @@ class WholeStepGraph(Training):
                 self.update(self.x, self.y)
                 self.optimizer.zero_grad(set_to_none=True)
         torch.cuda.current_stream().wait_stream(side)
+        gc.collect()                           # a graph of a warm-up step must not outlive it
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.result = self.update(self.x, self.y)
