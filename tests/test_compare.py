@@ -1,4 +1,5 @@
 """Smoothing, seed noise, effects and the table of best settings, against closed forms and scipy."""
+import re
 from itertools import product
 
 import numpy as np
@@ -281,3 +282,47 @@ def test_odd_rows_are_told_and_odd_factors_leave_the_table():
         effects(runs[(runs.n_layer == 2) & (runs.n_head == 1) & (runs.n_embd == 64)])
     with pytest.raises(UserError, match="within: no column nothing"):
         compare(runs, within=("nothing",))
+
+
+def test_one_odd_run_does_not_cost_the_effects_of_a_grid():
+    runs = grid(seeds=(0,), tokens=(1e6, 4e6), group="grid")
+    odd = runs.iloc[:1].assign(run="odd", group=None, n_layer=8, n_head=8, n_embd=512, loss=1.0)
+    with_odd, alone = effects(pd.concat([runs, odd])), effects(runs)
+    for name in ("terms", "levels", "doubling"):
+        pd.testing.assert_frame_equal(getattr(with_odd, name), getattr(alone, name))
+    said = [n for n in with_odd.notes if n not in alone.notes]
+    assert len(said) == 1 and "24 of 25 runs, those with group grid" in said[0]
+    assert "left out: odd, with which n_layer and n_head and n_embd can't be told" in said[0]
+    assert said[0] in compare(pd.concat([runs, odd])).summary()
+
+
+def test_a_name_that_is_not_there_is_an_error_with_the_nearest():
+    runs = grid(seeds=(0,))
+    for given in ({"factors": ("n_layr",)}, {"within": ("n_layr",)}):
+        with pytest.raises(UserError, match="no column n_layr in this table; did you mean n_laye"):
+            compare(runs, **given)
+    with pytest.raises(UserError, match="did you mean n_layer"):
+        effects(runs, ("n_layr",))
+
+
+@pytest.mark.parametrize("seeds, within", [((0,), ("tokens",)), ((0, 1), ())])
+def test_a_summary_is_a_table(seeds, within):
+    """Every column begins, or ends, at one place; tokens are written as people say them."""
+    runs = grid(seeds=seeds, tokens=(199_680.0, 2e6))
+    text = compare(runs, within=within).summary()
+    lines = [line for line in text.splitlines() if line.startswith("  ")]
+    head = next(line for line in lines if line.split()[:2] == ["loss", "seeds"])
+    rows = [line for line in lines if "n_embd=" in line]
+    assert len(rows) == (16 if within else 8)
+    starts = {name: head.index(name) for name in ("verdict", "setting")}
+    for row in rows:
+        for at in starts.values():
+            assert row[at - 1] == " " and row[at] != " ", row
+        assert row[:starts["verdict"]].split()[-1] == str(len(seeds))
+        assert re.search("tokens=(200k|2M)( |$)", row), row
+
+
+def test_amounts_that_three_digits_do_not_tell_apart_are_written_out():
+    runs = grid(seeds=(0,), tokens=(1_000_000.0, 1_001_000.0))
+    assert set(re.findall(r"tokens=(\S+)", " ".join(compare(runs).table["setting"]))) == {
+        "1,000,000", "1,001,000"}

@@ -4,6 +4,7 @@
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,14 +12,18 @@ import numpy as np
 import pandas as pd
 
 from analysis.comparison.effects import Effects, effects
-from analysis.comparison.noise import (UNITS, Noise, cells, pooled_noise, prepared, seed_noise,
-                                       setting_columns, telling, varying)
+from analysis.comparison.noise import (UNITS, Noise, cells, check_columns, pooled_noise, prepared,
+                                       seed_noise, setting_columns, telling, varying)
 from slm.errors import UserError
+from slm.screen import amount
+from slm.sweep.table import table as text_table
 
 __all__ = ["Comparison", "compare", "effects", "seed_noise", "smooth", "smooth_curves"]
 ROWS = 256                # of the kernel matrix at a time
 SHOWN = 8                 # settings named in a summary
 WIDE = 1.5                # losses further apart than this: noise is taken as a share of the loss
+FACTORS = ("n_layer", "n_head", "n_embd")
+LARGE = 10_000            # a whole number from here on is written as 20k
 WORDS = {"loss": "validation loss", "bits_per_byte": "validation bits per byte"}
 
 
@@ -111,23 +116,26 @@ class Comparison:
         t, unit = self.table, UNITS.get(self.column, "")
         lines = [f"{len(t)} settings, {int(t['n_seeds'].sum())} runs, by "
                  f"{WORDS.get(self.column, self.column)} ({unit})", str(self.noise), ""]
-        groups = cells(t, list(self.within))
+        groups, rows, after = cells(t, list(self.within)), [], {}
         for g in pd.unique(groups):
             group = t[groups == g]
             for _, row in group.head(SHOWN).iterrows():
                 error = f" ± {row.se:.2g}" if np.isfinite(row.se) else ""
-                seeds = f"{row.n_seeds} seed" + "s" * (row.n_seeds > 1)
-                value = f"{row['mean']:.4f}{error}"
-                lines.append(f"  {value:<18} {row.verdict:<18} {row.setting} ({seeds})")
-            if len(group) > SHOWN:
-                lines.append(f"  ... {len(group) - SHOWN} more, up to {group['mean'].iloc[-1]:.4f}")
-        lines += ["", *([self.effects.summary()] if self.effects else [])]
+                rows.append([f"{row['mean']:.4f}{error}", str(row.n_seeds), row.verdict,
+                             row.setting])
+            more = f"  ... {len(group) - SHOWN} more, up to {group['mean'].iloc[-1]:.4f}"
+            after[len(rows)] = [*[more] * (len(group) > SHOWN), ""]
+        head, *body = text_table([self.column, "seeds", "verdict", "setting"], rows, {0, 2, 3})
+        lines.append(f"  {head}")
+        for i, line in enumerate(body, 1):
+            lines += [f"  {line}", *after.get(i, [])]
+        lines += [*([self.effects.summary()] if self.effects else [])]
         told = self.effects.notes if self.effects else []
         return "\n".join(lines + [note for note in self.notes if note not in told])
 
 
 def compare(runs: pd.DataFrame, *, within: tuple[str, ...] = (), column: str | None = None,
-            factors: tuple[str, ...] = ("n_layer", "n_head", "n_embd"), level: float = 0.95,
+            factors: tuple[str, ...] = FACTORS, level: float = 0.95,
             allow_mixed: bool = False) -> Comparison:
     """The settings of some runs, best first, and whether the best is more than luck.
 
@@ -142,8 +150,8 @@ def compare(runs: pd.DataFrame, *, within: tuple[str, ...] = (), column: str | N
     seed noise; of its share of the loss where losses differ more than 1.5-fold). The best was
     picked for being low, so a plain t-test would find the others worse too often.
 
-    Raises UserError: fewer than two runs, no losses, mixed corpora or evaluation modes unless
-    allow_mixed."""
+    Raises UserError: fewer than two runs, no losses, factors or columns to compare within that are
+    not there, mixed corpora or evaluation modes unless allow_mixed."""
     notes = []
     if column is None:
         column, notes = choose_column(runs)
@@ -152,9 +160,9 @@ def compare(runs: pd.DataFrame, *, within: tuple[str, ...] = (), column: str | N
     if len(kept) < 2:
         raise UserError(f"one usable run ({kept['run'].iloc[0]}): a comparison needs at least two"
                         + "".join(f"; {n}" for n in notes))
-    missing = [c for c in within if c not in kept]
-    if missing:
-        raise UserError(f"within: no column {', '.join(missing)} in this table")
+    check_columns("within", within, kept)
+    if factors != FACTORS:          # a table without layers can still be compared
+        check_columns("factors", factors, kept)
     within = tuple(dict.fromkeys(within))
     noise = pooled_noise(kept, column, level)
     table = settings_table(kept, column, within, noise, level)
@@ -184,14 +192,14 @@ def settings_table(kept: pd.DataFrame, column: str, within: tuple[str, ...], noi
     """Comparison.table of prepared runs."""
     columns = setting_columns(kept)
     shown = [*within, *varying(kept, [c for c in columns if c not in within])]
-    label = telling(kept, shown)
+    texts = {c: spelled(kept[c]) for c in telling(kept, shown)}
     rows = []
     cell = cells(kept, [*within, *columns])
     for k in np.unique(cell):
         part = kept[cell == k]
         values = part[column].to_numpy(float)
         first = part.iloc[0]
-        words = " ".join(f"{c}={shortly(first[c])}" for c in label)
+        words = " ".join(f"{c}={how(first[c])}" for c, how in texts.items())
         rows.append({"setting": words or "one setting", **{c: first[c] for c in shown},
                      "mean": values.mean(), "n_seeds": len(part),
                      "sd": values.std(ddof=1) if len(part) > 1 else np.nan,
@@ -235,5 +243,9 @@ def studentized_range(level: float, k: int, dof: int) -> float:
     return float(stats.studentized_range.ppf(level, k, dof))
 
 
-def shortly(value) -> str:
-    return f"{value:.4g}" if isinstance(value, (float, np.floating)) else str(value)
+def spelled(values: pd.Series) -> Callable[[object], str]:
+    """How a setting's values are written: in few digits where these tell all apart."""
+    kinds, ways = values.dropna().unique(), []
+    if values.dtype.kind in "if" and len(kinds):
+        ways = [amount, "{:,.0f}".format] if max(kinds) >= LARGE else ["{:.4g}".format]
+    return next(how for how in (*ways, str) if len({how(v) for v in kinds}) == len(kinds))

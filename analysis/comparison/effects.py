@@ -13,9 +13,11 @@ from itertools import combinations, product
 import numpy as np
 import pandas as pd
 
-from analysis.comparison.noise import (SHAPE, UNITS, Noise, cells, pooled_noise, prepared,
-                                       setting_columns, telling, varying)
+from analysis.comparison.noise import (SHAPE, UNITS, Noise, cells, check_columns, pooled_noise,
+                                       prepared, setting_columns, telling, varying)
 from slm.errors import UserError
+
+NAMED = 3               # runs that a note names
 
 
 @dataclass
@@ -60,20 +62,23 @@ def effects(runs: pd.DataFrame, factors: tuple[str, ...] = ("n_layer", "n_head",
     own mean, so only differences within one count. Settings that go along with a factor can't be
     told from it, and the notes say which. The yardstick is the noise of seeds. Without replicates
     it is the residual, which holds noise and higher interactions: what is clear against it is
-    clear, what is not is left open. Raises UserError: too few runs, a factor that is not there,
-    none that varies, factors that only vary together."""
+    clear, what is not is left open. Where all runs together can't tell the factors apart, the
+    largest part that shares a group or a setting and can is taken; a note says who is left out.
+    Raises UserError: too few runs, a factor that is not there, none that varies, factors that only
+    vary together."""
     kept, notes = prepared(runs, column, allow_mixed)
     factors = tuple(dict.fromkeys(factors))
-    missing = [f for f in factors if f not in kept or kept[f].isna().all()]
+    check_columns("factors", factors, kept)
+    missing = [f for f in factors if kept[f].isna().all()]
     if missing:
-        raise UserError(f"no column {', '.join(missing)} in this table: effects need a value of "
+        raise UserError(f"no value of {', '.join(missing)} in this table: effects need one of "
                         "every factor")
     whole = kept[list(factors)].notna().all(axis=1)
     if not whole.all():
         notes.append(f"{int((~whole).sum())} of {len(kept)} runs left out: without a value of "
                      "every factor")
     kept = kept[whole].reset_index(drop=True)
-    model, blocks = Model.of(kept, factors, column, notes)
+    kept, model, blocks = told_apart(kept, factors, column, notes)
     noise = pooled_noise(kept, column, level)
     kind, sd, dof = model.yardstick(noise, notes)
     terms = model.terms_table(kind, sd, dof, 1 - level)
@@ -82,6 +87,47 @@ def effects(runs: pd.DataFrame, factors: tuple[str, ...] = ("n_layer", "n_head",
         notes.append(f"differences taken at equal {', '.join(blocks)}")
     return Effects(terms, levels, pairs, doubling, column, kind, sd, dof, noise,
                    notes + list(noise.notes))
+
+
+class Tied(UserError):
+    """Factors that these runs can't tell apart: .factors"""
+
+    def __init__(self, factors: list[str]) -> None:
+        super().__init__(f"{' and '.join(factors)} can't be told apart (from each other or from "
+                         "the other settings) in these runs: runs that vary one alone would")
+        self.factors = factors
+
+
+def told_apart(kept: pd.DataFrame, factors: tuple[str, ...], column: str,
+               notes: list[str]) -> tuple[pd.DataFrame, Model, list[str]]:
+    """The runs and their model: of all runs or, where these can't tell the factors apart, of the
+    largest part that agrees in one column and can tell two of them. Raises UserError."""
+    try:
+        found = []
+        model, blocks = Model.of(kept, factors, column, found)
+        notes += found
+        return kept, model, blocks
+    except Tied as e:
+        tied = e
+    parts = []
+    for c in varying(kept, [*["group"] * ("group" in kept), *setting_columns(kept)]):
+        cell = cells(kept, [c])
+        parts += [(c, cell == k) for k in np.unique(cell) if (cell == k).sum() > 2]
+    for c, rows in sorted(parts, key=lambda part: -part[1].sum()):
+        part, found = kept[rows].reset_index(drop=True), []
+        if len(varying(part, tied.factors)) < min(2, len(tied.factors)):
+            continue
+        try:
+            model, blocks = Model.of(part, factors, column, found)
+        except Tied:
+            continue
+        out = list(map(str, kept[~rows]["run"]))
+        names = ", ".join(out[:NAMED]) + (f" and {len(out) - NAMED} more" if out[NAMED:] else "")
+        notes += [f"effects of {len(part)} of {len(kept)} runs, those with {c} {part[c].iloc[0]}; "
+                  f"left out: {names}, with which {' and '.join(tied.factors)} can't be told apart",
+                  *found]
+        return part, model, blocks
+    raise tied
 
 
 @dataclass
@@ -136,8 +182,7 @@ class Model:
         mains = list(self.terms)
         tied = [f for f in mains if self.lost(f) < self.terms[f].shape[1]]
         if tied:
-            raise UserError(f"{' and '.join(tied)} can't be told apart (from each other or from "
-                            "the other settings) in these runs: runs that vary one alone would")
+            raise Tied(tied)
         for a, b in combinations(mains, 2):
             both = self.terms[a][:, :, None] * self.terms[b][:, None, :]
             self.terms[f"{a} x {b}"] = both.reshape(len(self.y), -1)
