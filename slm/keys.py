@@ -4,10 +4,11 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import math
 from functools import lru_cache
 from typing import Annotated, Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from slm.schema import Spec
@@ -32,7 +33,7 @@ def fields() -> dict[str, FieldInfo]:
 @lru_cache(maxsize=None)
 def adapter(key: str) -> TypeAdapter:
     field = fields()[key]
-    return TypeAdapter(Annotated[field.annotation, field])
+    return TypeAdapter(Annotated[field.annotation, field], config=ConfigDict(allow_inf_nan=False))
 
 
 @lru_cache(maxsize=None)
@@ -57,9 +58,15 @@ def default(key: str) -> Any:
     return fields()[key].get_default(call_default_factory=True)
 
 
-def expected(key: str) -> str:
-    """What a value of this key must be, in words, from the schema: 'an integer > 0'."""
-    return _words(adapter(key).json_schema())
+def expected(key: str, value: Any = None) -> str:
+    """What a value of this key must be, in words, from the schema: 'an integer > 0'.
+
+    value: the one refused; an infinite one may seem to be just that."""
+    try:
+        finite = isinstance(value, (list, dict)) or value is None or math.isfinite(float(value))
+    except (ValueError, OverflowError):
+        finite = True
+    return _words(adapter(key).json_schema()) + ("" if finite else ", and finite")
 
 
 def _words(schema: dict) -> str:
@@ -77,7 +84,7 @@ def _words(schema: dict) -> str:
              "string": "text"}[schema["type"]]
     bounds = [("exclusiveMinimum", ">"), ("minimum", ">="), ("exclusiveMaximum", "<"),
               ("maximum", "<=")]
-    limits = [f"{sign} {schema[name]:g}" for name, sign in bounds if name in schema]
+    limits = [f"{sign} {schema[name]}" for name, sign in bounds if name in schema]
     return f"{words} {' and '.join(limits)}".rstrip()
 
 
@@ -130,3 +137,12 @@ def coerce(key: str, value: Any) -> Any:
         return adapter(key).validate_python(value)
     except ValidationError as e:
         raise ValueError(str(e)) from None
+
+
+def may_be(key: str, value: Any) -> bool:
+    """Whether the key can have this value."""
+    try:
+        coerce(key, value)
+    except ValueError:
+        return False
+    return True

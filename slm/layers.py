@@ -1,6 +1,7 @@
 """Where values come from: YAML files, the files they extend, and the command line."""
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import yaml
 
 from slm.errors import UserError
-from slm.keys import fields, literal, section_names
+from slm.keys import expected, fields, literal, may_be, section_names
 from slm.schema import Spec
 
 COMMAND_LINE = "command line"
@@ -22,15 +23,17 @@ class Layer:
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key given twice, which PyYAML would let the last one win."""
+    """A SafeLoader that refuses a key given twice, which PyYAML would let the last one win, and a
+    key that it reads as something else than text (1, true, on)."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark)
+            if not isinstance(key, str) or key in seen:
+                fault = f"the key {key!r} is given twice" if isinstance(key, str) else \
+                    f"the key {key_node.value} is not text: there is no such key"
+                raise yaml.constructor.ConstructorError(None, None, fault, key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -41,8 +44,7 @@ def read_yaml(path: Path) -> dict:
         text = path.read_text(encoding="utf-8")
         values = yaml.load(text, Loader=UniqueKeyLoader)  # a SafeLoader
     except FileNotFoundError:
-        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none"
-        raise UserError(f"{path}: there is no such file (YAML files there: {near})") from None
+        raise UserError(f"{path}: there is no such file{_nearest_file(path)}") from None
     except OSError as e:
         raise UserError(f"{path}: can't be read: {e.strerror}") from None
     except UnicodeDecodeError as e:
@@ -56,6 +58,19 @@ def read_yaml(path: Path) -> dict:
     if not isinstance(values, dict):
         raise UserError(f"{path}: should be sections with keys, is a {type(values).__name__}")
     return values
+
+
+def _nearest_file(path: Path) -> str:
+    """' (did you mean experiments/base.yaml?)', from the files beside it and in experiments/; where
+    no name is near, a few of them."""
+    folders = dict.fromkeys((path.parent, Path("experiments")))
+    files = [p for folder in folders for p in sorted(folder.glob("*.yaml"))]
+    near = difflib.get_close_matches(path.stem, {p.stem for p in files}, n=3)
+    close = [str(p) for stem in near for p in files if p.stem == stem]
+    if close:
+        return f" (did you mean {' or '.join(close[:3])}?)"
+    some = ", ".join(map(str, files[:3])) + ", ..." * (len(files) > 3)
+    return f" (YAML files there: {some})" if files else ""
 
 
 def read_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
@@ -110,6 +125,9 @@ def parse_arguments(args: list[str]) -> tuple[list[Path], Layer]:
             values.update(flatten({name: literal(raw)}))
         elif arg.startswith("--"):
             is_flag = not args or args[0].startswith("--")
+            if is_flag and bare in fields() and not may_be(bare, True):
+                raise UserError(f"{COMMAND_LINE}: {arg}: its value is missing: should be "
+                                f"{expected(bare)}, as in {arg}=...")
             values.update(flatten({bare: True if is_flag else literal(args.pop(0))}))
         elif arg.startswith("-"):
             raise UserError(f"{COMMAND_LINE}: {arg}: should be --section.key=value")

@@ -130,7 +130,7 @@ def resolve_training(v: dict[str, Any], faults, where) -> None:
             f"not divide the batch of {batch // block} sequences")
     horizons = [k for k in HORIZONS if v[k] is not None]
     if not horizons:
-        faults.add(where("train.batch_tokens"), "train", "no horizon",
+        faults.add(where(), "train", "no horizon",
                    "give one of " + ", ".join(HORIZONS))
     if v["optim.warmup"] is None and v["optim.warmup_tokens"] is None:
         v["optim.warmup"] = 0.02

@@ -27,6 +27,7 @@ def key(default, description: str, *, only_if: dict | None = None, any_of: dict 
 
 
 Positive = Annotated[int, Field(gt=0)]
+MAX_SEED = 2**63 - 1  # the largest that torch and a 64-bit reader of JSON both take
 MUP = {"model.parametrization": ["mup", "completep"]}
 
 
@@ -78,7 +79,7 @@ TEXT = {"data.corpus": ["files", "hub"]}
 
 
 class Fables(Section):
-    seed: int = key(0, "which world: facts and stories", ge=0, only_if=FABLES)
+    seed: int = key(0, "which world: facts and stories", ge=0, le=MAX_SEED, only_if=FABLES)
     stories: int = key(20_000, "training stories", gt=0, only_if=FABLES)
     val_stories: int = key(500, "validation stories", gt=0, only_if=FABLES)
     facts: int = key(1000, "size of the table of world facts", gt=0, only_if=FABLES)
@@ -99,7 +100,7 @@ class Data(Section):
         only_if=TEXT)
     tokenizer: str = key("gpt2", "gpt2, another tiktoken name, bpe:<vocab_size> trained on the"
                          " corpus, or sentencepiece:<model file>")
-    seed: int = key(0, "order of the training batches", ge=0)
+    seed: int = key(0, "order of the training batches", ge=0, le=MAX_SEED)
     cache: str = key("data", "folder for prepared tokens", identity=False)
     eval_mode: Optional[Literal["stories", "windows"]] = key(
         None, "validation on whole stories from their beginning, or on windows of the token"
@@ -141,7 +142,7 @@ class Train(Section):
         None, "stop after so many evaluations without a better val loss; left out: never")
     time_limit_sec: Optional[Annotated[float, Field(gt=0)]] = key(
         None, "stop, save and finish after so much training time; left out: never")
-    seed: int = key(0, "initial weights and dropout", ge=0)
+    seed: int = key(0, "initial weights and dropout", ge=0, le=MAX_SEED)
 
 
 class Optim(Section):
@@ -184,7 +185,7 @@ class Sample(Section):
     top_k: Optional[Positive] = key(None, "keep only the k likeliest tokens; left out: all")
     top_p: Optional[Annotated[float, Field(gt=0, le=1)]] = key(
         None, "keep the likeliest tokens up to this mass; left out: all")
-    seed: int = key(0, "of the samples alone: never touches training", ge=0)
+    seed: int = key(0, "of the samples alone: never touches training", ge=0, le=MAX_SEED)
 
 
 class Track(Section):

@@ -67,7 +67,7 @@ def merge(layers: list[Layer]) -> tuple[dict[str, Any], dict[str, int], Faults]:
                 values[key] = coerce(key, raw)
                 source[key] = i
             except (ValueError, OverflowError):
-                faults.add(layer.label, key, raw, f"should be {expected(key)}")
+                faults.add(layer.label, key, raw, f"should be {expected(key, raw)}")
     for group in ONE_OF:
         given = [k for k in group if values[k] is not None]
         top = max((source[k] for k in given), default=-1)
@@ -109,8 +109,11 @@ def build(layers: list[Layer]) -> Spec:
     if not faults.lines:
         drop_unused(values, source, layers, faults)
     if not faults.lines:
-        def where(*keys: str) -> str:
-            return layers[max((source[k] for k in keys if k in source), default=-1)].label
+        last_file = max((i for i, layer in enumerate(layers) if layer.label != COMMAND_LINE),
+                        default=-1)
+
+        def where(*keys: str) -> str:  # what nobody gave is missing in the file
+            return layers[max((source[k] for k in keys if k in source), default=last_file)].label
         resolve(values, faults, where)
     faults.raise_if_any()
     return Spec.model_construct(**_sections(values))

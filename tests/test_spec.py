@@ -96,11 +96,45 @@ def test_all_faults_are_reported_together_with_place_and_remedy(tmp_path):
     ("extends: x.yaml\n", "extends itself"), ("train: {steps: true}\n", "an integer > 0"),
     ("data: {fables: 3}\ntrain: {steps: 1}\n", "data.fables = 3: should be a section"),
     ("model: {n_layer: {a: 1}}\ntrain: {steps: 1}\n", "model.n_layer"),
+    ("1: 2\ntrue: 3\n", "line 1: .*the key 1 is not text"), ("on: 1\n", "the key on is not text"),
+    ("", "x.yaml: train = 'no horizon'"),
 ])
 def test_broken_files_get_one_line(tmp_path, yaml_text, says):
     (tmp_path / "x.yaml").write_text(yaml_text)
     with pytest.raises(UserError, match=says):
         load_spec([tmp_path / "x.yaml"])
+
+
+@pytest.mark.parametrize("key, value", [
+    ("optim.lr", "inf"), ("optim.lr", "1e400"), ("optim.weight_decay", float("nan")),
+    ("train.flops", float("inf")), ("train.seed", 2**63), ("data.seed", "9" * 20),
+    ("data.fables.seed", 2**63), ("sample.seed", "1e20")])
+def test_numbers_that_torch_could_not_take_are_refused(key, value):
+    with pytest.raises(UserError, match=f"{key} = .*should be an? (number .*, and finite|integer)"):
+        load_spec([], {**TINY, key: value})
+
+
+def test_the_largest_seed_is_kept_to_the_last_digit():
+    assert spec_of(f"--train.seed={2**63 - 1}").train.seed == 2**63 - 1
+
+
+@pytest.mark.parametrize("args", [["--model.n_layer"], ["--track.name", "--device.deterministic"]])
+def test_a_key_without_a_value_is_said_to_lack_one(args):
+    with pytest.raises(UserError, match=f"{args[0]}: its value is missing: should be"):
+        parse_arguments(args)
+
+
+def test_a_missing_file_names_the_nearest_there_and_in_experiments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").mkdir()
+    for name in ("mine.yaml", *(f"other{i}.yaml" for i in range(9)), "experiments/base.yaml"):
+        (tmp_path / name).touch()
+    for wrong, says in (("bas.yml", "did you mean experiments/base.yaml?"),
+                        ("mime.yaml", "did you mean mine.yaml?"),
+                        ("qqq.yaml", "YAML files there: mine.yaml, other0.yaml, other1.yaml, ...")):
+        with pytest.raises(UserError) as e:
+            load_spec([wrong])
+        assert str(e.value) == f"{wrong}: there is no such file ({says})"
 
 
 @pytest.mark.parametrize("values, says", [
