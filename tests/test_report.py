@@ -7,6 +7,7 @@ import subprocess
 import threading
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from analysis.runs import load_runs  # noqa: E402
 from analysis.where import select  # noqa: E402
 from slm.errors import UserError  # noqa: E402
 
+SHA = "0123456789abcdef" * 2 + "01234567"
 SHAPES = [(1, 16), (1, 32), (2, 48), (2, 64)]
 
 
@@ -79,7 +81,7 @@ def runs(tmp_path_factory, trap) -> pd.DataFrame:
     table = load_runs(folder)
     table["run"] = [f"{name} {bad}" for name in table["run"]]
     table.loc[table["status"] == "diverged", "reason"] = bad
-    table.attrs["notes"] = [bad]
+    table.attrs["notes"], table["git_sha"] = [bad], SHA
     return table
 
 
@@ -140,14 +142,14 @@ def chromium() -> str:
 
 
 def opened(folder, text: str, mark: str = "") -> str:
-    """The page as headless Chromium has it after running its script."""
+    """The page as headless Chromium, 1,200 pixels wide, has it after running its script."""
     (folder / "page.html").write_text(text, encoding="utf-8", errors="replace")
     done = subprocess.run(
         [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
          "--no-first-run", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=2000",
-         "--dump-dom", f"file://{folder / 'page.html'}{mark}"], capture_output=True, text=True,
-        timeout=120)
+         "--disable-sync", "--window-size=1200,900", f"--user-data-dir={folder / 'profile'}",
+         "--virtual-time-budget=2000", "--dump-dom", f"file://{folder / 'page.html'}{mark}"],
+        capture_output=True, text=True, timeout=120)
     assert "<html" in done.stdout, done.stderr
     return done.stdout
 
@@ -173,6 +175,8 @@ def test_everything_is_there(built, study):
                   "n = 11 runs", "python -m analysis.report", "40 resamples over runs"):
         assert words in text, words
     assert study.outcomes["inside"].tolist() == [True]
+    assert text.count("Not here: no IsoFLOP profiles") == 1
+    assert SHA[:12] in text and SHA not in text
     assert len(built.encode("utf-8")) < 1e6
 
 
@@ -213,6 +217,42 @@ def test_chromium_sorts_it_and_finds_it_inert(built, trap, tmp_path):
     assert {"/2", "/4"} <= set(trap.hits)
 
 
+def test_the_tables_of_exponents_are_as_wide_as_the_page(built, tmp_path):
+    free = re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', "", built)
+    ask = ("<script>document.title = [...document.querySelectorAll('#optimum .scroll, #conventions "
+           ".scroll')].map(e => e.scrollWidth <= e.clientWidth).join(' ')</script></body>")
+    dom = opened(tmp_path, free.replace("</body>", ask))
+    assert re.search("<title>(.*?)</title>", dom)[1] == "true true"
+
+
+def test_what_only_some_runs_have_is_not_the_same_in_all(runs):
+    from analysis.report.parts import run_table
+    table = runs.assign(run=[f"r{i}" for i in range(len(runs))], group="grid", lr=0.1)
+    told = [re.search("The same in all runs: ([^<]*)", run_table(Study(t)))[1] for t in (
+        table, table.assign(group=["grid"] * 12 + [None], lr=[0.1] * 12 + [np.nan]))]
+    assert "group grid" in told[0] and "lr 0.1" in told[0]
+    assert "group" not in told[1] and "lr" not in told[1]
+
+
+def test_models_are_compared_by_the_texts_of_their_longest_runs(runs):
+    from analysis.plots import samples_table
+    from analysis.report.parts import samples
+    table = pd.DataFrame({"run": ["small long", "small short", "large short", "large long"],
+                          "n_params": [1e4, 1e4, 1e5, 1e5], "tokens": [8e5, 1e5, 1e5, 8e5],
+                          "loss": [4.0, 5.0, 4.9, 3.0]})
+    study = Study(table)
+    study.__dict__["samples"] = texts = pd.DataFrame({
+        "run": table["run"], "step": [8, 1, 1, 8], "tokens": table["tokens"], "prompt": "Once",
+        "text": "Once upon"})
+    heads = [" ".join(re.sub("<[^>]*>", " ", h).split())
+             for h in re.findall("<th[^>]*>(.*?)</th>", samples(study))]
+    assert heads[:2] == ["small long N = 10k, step 8, loss 4.000",
+                         "large long N = 100k, step 8, loss 3.000"]
+    fig = samples_table(texts, table)
+    said = " ".join(t.get_text() for t in fig.findobj(lambda a: hasattr(a, "get_text")))
+    assert "loss 3.000" in said and "loss 4.900" not in said and "longest run" in said
+
+
 def test_a_table_that_shows_little_still_gives_a_page(tmp_path, capsys):
     file, out = tmp_path / "points.csv", tmp_path / "report.html"
     file.write_text("Model Size,D,loss,kind\n1e6,1e8,3.0,a\n2e6,1e8,2.9,a\n3e6,1e8,,a\n"
@@ -236,7 +276,10 @@ def test_a_table_that_shows_little_still_gives_a_page(tmp_path, capsys):
 @pytest.mark.parametrize("arguments, message", [
     (["nowhere"], "nowhere"), (["x.csv", "runs"], "give it alone"), (["x.csv"], "no such file"),
     (["runs", "--form", "L(X)"], "no law form"), (["runs", "--bootstrap", "3"], "20 or more"),
-    (["runs", "--out", "no/where/x.html"], "no such folder")])
+    (["runs", "--out", "no/where/x.html"], "no such folder"),
+    (["nowhere", "--out", "."], "is a folder"),
+    pytest.param(["nowhere", "--out", "/proc/x.html"], "can't be written", marks=pytest.mark.skipif(
+        not Path("/proc/self").exists(), reason="no /proc"))])
 def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2

@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 
 from analysis.plots.base import BLACK, GREY, LABELS, ORDERED, PALE, RED, WIDTH, Picture, Scale, \
     canvas, caption, chosen, count, dots, log_axis, loss_axis, padded, plain, styled, text_of
+from analysis.samples import longest_runs
 from analysis.table import usable
 from slm.errors import UserError
 from slm.screen import amount
@@ -196,16 +197,21 @@ def samples_table(samples: pd.DataFrame, runs: pd.DataFrame | None = None, most:
     """Texts from the same prompt by different runs, a row each, smallest model first.
 
     samples: load_samples(runs); of each run its last step is shown, of the prompts the first that
-    most runs share. runs: the table, to say sizes and losses; most: rows (spread evenly over the
+    most runs share. runs: the table, to say sizes and losses, and of each size to take the longest
+    run; most: rows (spread evenly over the
     sizes); longest: characters of a text. Raises UserError where there is no sample."""
     if samples.empty or samples["prompt"].isna().all():
         raise UserError("no samples: these runs wrote none (sample.prompts in their spec)")
     prompt = samples.groupby("prompt", sort=False)["run"].nunique().idxmax()
     last = samples[samples["prompt"] == prompt].sort_values("step", kind="stable") \
         .groupby("run", sort=False).tail(1)
+    n_run = len(last)
     facts = runs.drop_duplicates("run").set_index("run") if runs is not None else pd.DataFrame()
     size = last["run"].map(facts["n_params"]) if "n_params" in facts else last["tokens"]
     last = last.assign(_size=size).sort_values("_size")
+    if runs is not None:
+        here = longest_runs(runs[runs["run"].isin(last["run"])])["run"]
+        last = last[last["run"].isin(here) | ~last["run"].isin(runs["run"])]
     shown = last.iloc[np.unique(np.linspace(0, len(last) - 1, most).round().astype(int))]
     cells = [(who(r, facts), body(r.text, prompt, longest)) for r in shown.itertuples()]
     heights = [0.3 + 0.16 * max(b.count("\n") + 1, w.count("\n") + 1) for w, b in cells]
@@ -220,8 +226,9 @@ def samples_table(samples: pd.DataFrame, runs: pd.DataFrame | None = None, most:
         ax.text(1.35, y + 0.11, right, va="top", fontsize=9, linespacing=1.25)
         y += height
     ax.text(0.08, -0.1, f"“{plain(prompt, 70)}”, continued", fontsize=10.5, fontweight="bold")
-    caption(fig, f"{len(shown)} of {len(last)} runs, the last text of each", "smallest first",
-            chosen(runs) if runs is not None else "")
+    parts = ["smallest first"] if runs is None else \
+        ["smallest first; of each size its longest run", chosen(runs)]
+    caption(fig, f"{len(shown)} of {n_run} runs, the last text of each", *parts)
     return fig
 
 

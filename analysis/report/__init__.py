@@ -13,6 +13,7 @@ import argparse
 import platform
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -25,6 +26,7 @@ import pandas as pd
 from slm.errors import UserError
 
 PREDICTIONS = "predictions.jsonl"
+SHORT = 12              # letters of a commit
 LARGEST = 0.2           # share of the runs that is predicted from the rest where nothing else is
 OF_RUNS = {"slm": "slm_version", "commit": "git_sha", "torch": "torch_version", "hardware":
            "hardware", "precision": "precision", "validation tokens, sha256": "val_sha256"}
@@ -129,13 +131,18 @@ class Study:
     @cached_property
     def frontier(self):
         from analysis.scaling.optimal import compute_optimal
-        return compute_optimal(self.law, draws=min(self.bootstrap, 1000))
+        return compute_optimal(self.law, draws=self.resamples[1])
+
+    @property
+    def resamples(self) -> tuple[int, int]:
+        """How many the conventions' intervals come from, and how many the optimum's."""
+        return min(self.bootstrap, 500), min(self.bootstrap, 1000)
 
     @cached_property
     def conventions(self) -> pd.DataFrame:
         from analysis.scaling.conventions import by_convention
         law = self.law
-        table = by_convention(law.runs, floor=self.floor, bootstrap=min(self.bootstrap, 500))
+        table = by_convention(law.runs, floor=self.floor, bootstrap=self.resamples[0])
         table.attrs["n_runs"] = int(law.runs["run"].nunique())
         return table
 
@@ -182,12 +189,14 @@ def provenance(study: Study, command: str, made: str):
     from slm.facts import git_commit
     runs = study.runs
     commit, dirty = git_commit(Path(__file__).resolve().parent.parent.parent)
-    here = {"slm": slm.__version__, "commit": f"{commit[:12]}{' with changes' if dirty else ''}"
+    here = {"slm": slm.__version__, "commit": f"{commit[:SHORT]}{' with changes' if dirty else ''}"
             if commit else "", "python": platform.python_version(),
             **{name: package(name) for name in PACKAGES}}
     theirs = {}
     for label, column in OF_RUNS.items():
-        kinds = [str(v)[:40] for v in runs[column].dropna().unique()] if column in runs else []
+        width = SHORT if label == "commit" else 40
+        kinds = list(dict.fromkeys(str(v)[:width] for v in runs[column].dropna())) \
+            if column in runs else []
         theirs[label] = ", ".join(kinds[:5]) + (" …" if len(kinds) > 5 else "")
     rows = [[k, here.get(k, ""), theirs.get(k, "")] for k in {**here, **theirs}
             if here.get(k) or theirs.get(k)]
@@ -258,6 +267,19 @@ def load(options: argparse.Namespace) -> pd.DataFrame:
     return select(runs, options.where)
 
 
+def writable(out: Path) -> Path:
+    """The path, known before the work begins to take a file. Raises UserError."""
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: no such folder {out.parent}")
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; should be a file, as in {out / 'report.html'}")
+    try:
+        tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as e:
+        raise UserError(f"{out}: can't be written ({e.strerror})") from None
+    return out
+
+
 def find_predictions(options: argparse.Namespace) -> Path | None:
     if options.predictions:
         path = Path(options.predictions)
@@ -278,9 +300,7 @@ def main(args: Sequence[str]) -> int:
     try:
         if options.bootstrap < 20:
             raise UserError(f"--bootstrap={options.bootstrap}: should be 20 or more")
-        out = Path(options.out)
-        if not out.parent.is_dir():
-            raise UserError(f"{out}: no such folder {out.parent}")
+        out = writable(Path(options.out))
         get_form(options.form)
         runs = load(options)
         study = Study(runs, options.form, floor_of(options.floor, runs), options.best,

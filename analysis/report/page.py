@@ -28,9 +28,13 @@ class Html(str):
     """Markup of our own making; any other str is text and gets escaped."""
 
 
+BREAK = Html("<br>")
+
+
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: its text, what it is sorted by (default: the text), a CSS class."""
+    """A cell of a table: its text (or Html), what it is sorted by (default: the text), a CSS
+    class."""
     text: str
     value: float | None = None
     kind: str = ""
@@ -73,7 +77,7 @@ def number(value: float, how: Callable[[float], str] | str = ".4g") -> Cell:
     return Cell(how(value) if callable(how) else format(value, how), float(value), "n")
 
 
-def table(heads: list[str], rows: list[list], keys: list[str] | None = None,
+def table(heads: list[object], rows: list[list], keys: list[str] | None = None,
           sortable: bool = False) -> Html:
     """A table of texts and Cells. keys: a name for each column, by which #sort=key[,desc] at the
     end of the page's address sorts it."""
@@ -174,7 +178,8 @@ h2 { font-size: 20px; margin: 44px 0 10px; padding-top: 10px; border-top: 2px so
 h3 { font-size: 16px; margin: 26px 0 6px; }
 p, ul { margin: 8px 0; } ul { padding-left: 20px; } li { margin: 3px 0; }
 a { color: var(--link); }
-header p, .soft, figcaption { color: var(--soft); font-size: 13px; }
+header p, .soft, figcaption { color: var(--soft); font-size: 13px; font-weight: normal; }
+td .soft, th .soft { font-size: 12px; }
 nav { font-size: 13px; margin: 10px 0 0; }
 .key { font-size: 16px; } .key li { margin: 6px 0; }
 .warn { border-left: 4px solid var(--bad); background: var(--shade); margin: 14px 0;
@@ -196,6 +201,7 @@ td.i { white-space: nowrap; } td.name, td.text { overflow-wrap: anywhere; }
 td.reason { min-width: 150px; overflow-wrap: anywhere; } th.n { text-align: right; }
 th { position: sticky; top: 0; background: var(--shade); z-index: 1; }
 .sortable th { white-space: nowrap; }
+@media (min-width: 700px) { .sortable { width: max-content; } }
 th button { all: unset; cursor: pointer; font-weight: 600; }
 th button:focus-visible { outline: 2px solid var(--link); }
 th[aria-sort=ascending] button::after { content: " \\25B2"; font-size: 9px; }

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from analysis import plots
-from analysis.report.page import Cell, Html, absent, bullets, figure, join, number, table, tag
+from analysis.report.page import BREAK, Cell, Html, absent, bullets, figure, join, number, table, \
+    tag
 from analysis.plots.base import flops_text, interval, time_text
 from slm.errors import UserError
 from slm.screen import amount
@@ -28,9 +29,11 @@ SETTINGS = ("n_layer", "n_head", "n_embd", "d_ff", "block_size", "vocab_size", "
             "seed", "data_seed", "group", "hardware", "precision")
 
 
-def between(low: float, high: float, how=".3f") -> Cell:
-    """An interval as a cell."""
-    return Cell(interval(low, high, how), None, "i")
+def estimate(value: float, low: float, high: float, how=".3f") -> Cell:
+    """A value with its interval under it."""
+    known = number(value, how)
+    return Cell(join([known.text, tag("span", interval(low, high, how), class_="soft")], BREAK),
+                known.value, "n")
 
 
 # -- at the top ------------------------------------------------------------------------------------
@@ -138,8 +141,8 @@ def run_table(study) -> Html:
     """Every run, sortable; settings that all runs share stand above it."""
     runs = study.runs
     known = [c for c in (*SHOWN, *SETTINGS) if c in runs and runs[c].notna().any()]
-    same = [c for c in SETTINGS if c in known and runs[c].astype(str).nunique() == 1
-            and len(runs) > 1]
+    same = [c for c in SETTINGS if c in known and runs[c].notna().all()
+            and runs[c].astype(str).nunique() == 1 and len(runs) > 1]
     shown = [c for c in known if c not in same]
     extra = [c for c in runs.columns if "." in str(c) and runs[c].notna().any()]
     columns, has_status, rows = [*shown, *extra], "status" in runs, []
@@ -233,32 +236,34 @@ def law(study) -> Html:
 def optimum(study) -> Html:
     frontier = study.frontier
     t = frontier.table
-    rows = [[Cell(r.label, None, "i"), number(r.points, ".0f"),
-             number(r.a, ".3f"), between(r.a_low, r.a_high), number(r.bias, "+.3f"),
-             number(r.b, ".3f"), between(r.b_low, r.b_high),
-             number(r.n_params, amount), between(r.n_params_low, r.n_params_high, amount),
-             number(r.tokens, amount), between(r.tokens_low, r.tokens_high, amount)]
-            for r in t.itertuples()]
+    rows = [[Cell(r.label, None, "i"), number(r.points, ".0f"), estimate(r.a, r.a_low, r.a_high),
+             number(r.bias, "+.3f"), estimate(r.b, r.b_low, r.b_high),
+             estimate(r.n_params, r.n_params_low, r.n_params_high, amount),
+             estimate(r.tokens, r.tokens_low, r.tokens_high, amount)] for r in t.itertuples()]
     at = flops_text(t["flops"].iloc[0])
-    heads = ["approach", "points", "a", "interval", "bias of a", "b", "interval", f"N* at {at}",
-             "interval", f"D* at {at}", "interval"]
+    heads = ["approach", "points", "a", "bias of a", "b", f"N* at {at}", f"D* at {at}"]
+    # where there are no profiles, that is said once
+    profiles = dict.fromkeys(figure(lambda x=x: plots.isoflop(frontier, x))
+                             for x in ("n_params", "tokens"))
     return join([
         tag("p", "N* ~ C^a, D* ~ C^b; ", frontier.disagreement()), table(heads, rows),
-        bullets(frontier.notes, class_="soft"),
-        figure(lambda: plots.isoflop(frontier)), figure(lambda: plots.isoflop(frontier, "tokens")),
+        bullets(frontier.notes, class_="soft"), *profiles,
         figure(lambda: plots.optimum(frontier)),
         figure(lambda: plots.contours(frontier.law, frontier), pixels=True)])
 
 
 def conventions(study) -> Html:
     t = study.conventions
-    rows = [[Cell(r.convention, None, "i"), r.who, number(r.a, ".3f"), between(r.a_low, r.a_high),
-             number(r.b, ".3f"), between(r.b_low, r.b_high), number(r.alpha, ".3f"),
+    rows = [[Cell(r.convention, None, "i"), r.who, estimate(r.a, r.a_low, r.a_high),
+             estimate(r.b, r.b_low, r.b_high), number(r.alpha, ".3f"),
              number(r.beta, ".3f"), number(r.E, ".3f"), number(r.warnings, ".0f")]
             for r in t.itertuples()]
-    heads = ["convention", "counts", "a", "interval", "b", "interval", "α", "β", "E", "warnings"]
+    heads = ["convention", "counts", "a", "b", "α", "β", "E", "warnings"]
+    few, many = study.resamples
+    other = f" Intervals here are of {few:,} resamples, those of the optimum above of {many:,}: " \
+        "for matmul they are two estimates of the same." if few != many else ""
     return join([tag("p", "What N and C are is a choice; here is what it does to the exponents of "
-                     "these runs."), figure(lambda: plots.conventions(t), pixels=True),
+                     f"these runs.{other}"), figure(lambda: plots.conventions(t), pixels=True),
                  table(heads, rows)])
 
 
@@ -289,15 +294,14 @@ def predictions(study) -> Html:
             verdict = "no outcome yet" if r.inside is None else "inside" if r.inside else "outside"
             rows.append([Cell(str(r.name), None, "name"), number(r.n_params, amount),
                          number(r.tokens, amount), number(r.flops, flops_text),
-                         number(r.value, ".4f"), between(r.low, r.high, ".4f"),
-                         number(r.loss, ".4f"),
+                         estimate(r.value, r.low, r.high, ".4f"), number(r.loss, ".4f"),
                          number(r.error, "+.2%"), Cell(verdict, None, kind),
                          f"{r.form}, floor known" if pd.notna(r.floor) else str(r.form),
                          Cell("; ".join(filter(None, (
                              str(r.made)[:16].replace("T", " "),
-                             "" if r.honest else "not in advance", r.note))), None, "name")])
-        parts.append(table(["run", "N", "D", "C", "predicted", "interval", "reached", "error",
-                            "", "law", "made"], rows))
+                             "" if r.honest else "not in advance", r.note))))])
+        parts.append(table(["run", "N", "D", "C", "predicted", "reached", "error", "", "law",
+                            "made"], rows))
     except UserError as e:
         parts.append(absent(e))
     held, words = study.extrapolated
@@ -307,9 +311,9 @@ def predictions(study) -> Html:
 
 def samples(study) -> Html:
     """The last texts of a few runs at the same prompts, and measures of them."""
-    from analysis.samples import sample_table, side_by_side
+    from analysis.samples import longest_runs, sample_table, side_by_side
     texts = study.samples
-    sized = study.runs[study.runs["run"].isin(texts["run"])].sort_values("n_params")
+    sized = longest_runs(study.runs[study.runs["run"].isin(texts["run"])])
     few = sized.iloc[np.unique(np.linspace(0, len(sized) - 1, TEXTS).round().astype(int))]
     last = texts[texts["step"] == texts.groupby("run")["step"].transform("max")]
     last = last[last["run"].isin(few["run"])]
@@ -319,7 +323,7 @@ def samples(study) -> Html:
         f = facts.loc[run]
         size = f"N = {amount(f['n_params'])}, " if pd.notna(f.get("n_params")) else ""
         loss = f", loss {f['loss']:.3f}" if pd.notna(f.get("loss")) else ""
-        heads.append(f"{size}step {step}{loss}")
+        heads.append(join([run, tag("span", f"{size}step {step}{loss}", class_="soft")], BREAK))
     shown_texts = [join([tag("h3", f"“{prompt}”"), table(heads, [
         [Cell(shortened(t), None, "text") for t in row]])])
         for prompt, row in zip(beside.index, beside.to_numpy())]
@@ -333,7 +337,7 @@ def samples(study) -> Html:
                  *[number(r[c], ".3g") for c in shown]] for _, r in measured.iterrows()]
     return join([
         tag("p", f"The last texts of {len(few)} of {texts['run'].nunique()} runs that wrote some, "
-            "smallest model first.", class_="soft"), *shown_texts,
+            "smallest model first; of each size its longest run.", class_="soft"), *shown_texts,
         tag("h3", "Measures of these texts"),
         table(["run", "N", "loss", "texts", *[names[c] for c in shown]], measures),
         bullets(measured.attrs.get("notes", []), class_="soft")])

@@ -218,6 +218,17 @@ def judged_by_grammar(part: pd.DataFrame, worlds: dict[str, Fables],
                   "name_slips": float(v["name_slips"].mean())}
 
 
+def longest_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Of runs that share n_params the one with most tokens (of equals the lowest loss), smallest
+    first, so that models can be compared by what they write at their best. Runs of unknown size
+    are all kept, at the end."""
+    by = [c for c in ("n_params", "tokens", "loss") if c in runs]
+    if "n_params" not in by:
+        return runs
+    ordered = runs.sort_values(by, ascending=[c != "tokens" for c in by], kind="stable")
+    return ordered[~ordered["n_params"].duplicated() | ordered["n_params"].isna()]
+
+
 def side_by_side(samples: pd.DataFrame, prompts: Iterable[str] | None = None,
                  runs: pd.DataFrame | None = None, steps: str = "last") -> pd.DataFrame:
     """Stories at the same prompts: a row per prompt, a column per (run, step), runs by size.
