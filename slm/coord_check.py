@@ -30,6 +30,7 @@ import torch
 from slm.errors import UserError
 from slm.model import GPT
 from slm.optim import make_optimizer
+from slm.plot import STYLE
 from slm.schema import Optim
 from slm.shape import GPTConfig
 
@@ -172,32 +173,50 @@ def report(c: Check) -> str:
 def draw(checks: list[Check], path: Path) -> None:
     """The grid: a row for each check, a column for each module, a line for each step."""
     import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(len(checks), len(MODULES), squeeze=False, sharey="col",
-                                figsize=(2.9 * len(MODULES), 2.5 * len(checks)),
-                                layout="constrained")
-    for row, c in zip(axes, checks):
-        means = c.means.mean(1)                                  # (sizes, steps + 1, modules)
-        steps = means.shape[1]
-        for i, (ax, name) in enumerate(zip(row, MODULES)):
-            for step in range(steps):
-                ax.plot(c.sizes, np.exp(means[:, step, i]), "o-", ms=3, lw=1,
-                        color=plt.cm.viridis(step / steps))
-            ax.set(xscale="log", yscale="log", xticks=c.sizes, xlabel=c.axis)
-            ax.set_xticks(c.sizes, map(str, c.sizes))
-            ax.xaxis.minorticks_off()
-            ax.set_title(f"{name}, slope up to {c.worst[i]:+.2f}", fontsize=9,
-                         color="black" if abs(c.worst[i]) <= LIMIT else "#b00020")
-        row[0].set_ylabel(f"{c.parametrization}\nmean |x|")
-    for ax in axes[0]:      # at least a factor of ten, so that what is nearly flat looks flat
-        low, high = ax.get_ylim()
-        spare = max(1.0, math.sqrt(10 * low / high))
-        ax.set_ylim(low / spare, high * spare)
-    steps = plt.Normalize(0, checks[0].means.shape[2] - 1)
-    figure.colorbar(plt.cm.ScalarMappable(steps, "viridis"), ax=axes, label="step", shrink=0.6)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+    from matplotlib.figure import Figure                 # without pyplot: no display, no state
+    n = checks[0].means.shape[2]                                 # steps + 1
+    # without viridis' yellow end, which white paper swallows
+    colours = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.87, n)))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.9 * len(MODULES), 2.5 * len(checks)), layout="constrained")
+        axes = figure.subplots(len(checks), len(MODULES), squeeze=False, sharey="col")
+        for row, c in zip(axes, checks):
+            draw_row(row, c, colours)
+        for ax in axes[0]:  # at least a factor of ten, so that what is nearly flat looks flat
+            low, high = ax.get_ylim()
+            spare = max(1.0, math.sqrt(10 * low / high))
+            ax.set_ylim(low / spare, high * spare)
+            plain_decades(ax)
+        steps = BoundaryNorm(np.arange(n + 1) - 0.5, n)          # a colour for each step
+        figure.colorbar(ScalarMappable(steps, colours), ax=axes, label="step", shrink=0.6,
+                        ticks=range(0, n, -(-n // 12)))
+        figure.savefig(path, dpi=110)
+
+
+def draw_row(axes, c: Check, colours) -> None:
+    """One check: mean |x| against size for each module, colours(i) at step i."""
+    means = c.means.mean(1)                                      # (sizes, steps + 1, modules)
+    for i, (ax, name) in enumerate(zip(axes, MODULES)):
+        for step in range(means.shape[1]):
+            ax.plot(c.sizes, np.exp(means[:, step, i]), "o-", ms=3, lw=1, color=colours(step))
+        ax.set(xscale="log", yscale="log", xlabel=c.axis)
+        ax.set_xticks(c.sizes, map(str, c.sizes))
+        ax.xaxis.minorticks_off()
+        flat = abs(c.worst[i]) <= LIMIT
+        ax.set_title(f"{name}, slope up to {c.worst[i]:+.2f}", fontsize=9, loc="left",
+                     fontweight="bold", color="black" if flat else "#b00020")
+    axes[0].set_ylabel(f"{c.parametrization}\nmean |x|")
+
+
+def plain_decades(ax) -> None:
+    """Ticks 0.01, 0.1, 1 on a log axis, with 0.03 and 0.3 between them where these are few."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 300 * low else (1,)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def as_dict(checks: list[Check], s: Settings) -> dict:

@@ -11,6 +11,8 @@ from slm.screen import amount
 
 # Okabe and Ito's palette: told apart by colour-blind readers; light and dark in grey print.
 TRAIN, SMOOTH, VAL, FLOOR, RATE = "#56B4E9", "#0072B2", "#D55E00", "#009E73", "#333333"
+STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
+         "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6}
 
 
 def series(rows: list[dict], key: str) -> tuple[list[float], list[float]]:
@@ -19,6 +21,12 @@ def series(rows: list[dict], key: str) -> tuple[list[float], list[float]]:
     points = {row.get("tokens", row["step"]): row[key] for row in rows
               if isinstance(row.get(key), (int, float)) and "step" in row}
     return list(points), list(points.values())
+
+
+def lost(rows: list[dict]) -> tuple[float, int] | None:
+    """(tokens, step) of the first loss that was not finite, if any was not."""
+    return next(((row.get("tokens", row["step"]), row["step"]) for row in rows if "step" in row
+                 and None in (row.get("train/loss", 0), row.get("val/loss", 0))), None)
 
 
 def smooth(values: list[float], window: int) -> list[float]:
@@ -62,8 +70,8 @@ def limits(curves: list[tuple[list, list]], floor: float | None) -> tuple[float,
 def plot_run(folder: Path) -> Path:
     """Draw folder/loss.png from metrics.jsonl and summary.json: training loss (light) with its
     smoothed course (a running median), validation loss, the floor where it is known, all in nats
-    per token against tokens; the learning rate below. Returns its path. A run with nothing
-    recorded gives empty axes."""
+    per token against tokens; the learning rate below. A run that diverged has a line where it did.
+    Returns its path. A run with nothing recorded gives empty axes."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # without pyplot: no display, no state
@@ -80,14 +88,17 @@ def plot_run(folder: Path) -> Path:
     floors = series(rows, "val/floor")[1]
     floor = floors[-1] if floors else None
 
-    style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
-             "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6}
-    with matplotlib.rc_context(style):
+    end = max((row.get("tokens", row["step"]) for row in rows if "step" in row), default=0)
+
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 5.4), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         loss_axes, rate_axes = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
         draw_losses(loss_axes, (train_x, train), (val_x, val), floor)
+        if summary.get("status") == "diverged" and (where := lost(rows)):
+            draw_end(loss_axes, *where)
         draw_rate(rate_axes, rate_x, rate)
+        rate_axes.set_xlim(0, 1.015 * end or 1)
         figure.suptitle(title(folder, summary, val), fontsize=10.5)
         temporary = folder / ".loss.png.tmp"
         figure.savefig(temporary, format="png", metadata={"Software": None})
@@ -101,7 +112,7 @@ def draw_losses(axes, train: tuple[list, list], val: tuple[list, list],
     if train[0]:
         axes.plot(*train, color=TRAIN, linewidth=1.0, alpha=0.65 if many else 1.0,
                   marker="" if len(train[0]) > 1 else "o", markersize=4,
-                  label=None if many else "train")
+                  label="train, each point the mean since the last")
     if many:
         axes.plot(train[0], smooth(train[1], max(5, len(train[0]) // 25)), color=SMOOTH,
                   linewidth=1.8, label="train, smoothed")
@@ -124,6 +135,13 @@ def draw_losses(axes, train: tuple[list, list], val: tuple[list, list],
     axes.set_ylabel("loss (nats per token)")
 
 
+def draw_end(axes, tokens: float, step: int) -> None:
+    """Where the loss stopped being a number."""
+    axes.axvline(tokens, color=RATE, linewidth=1.4, linestyle=":")
+    axes.annotate(f"diverged at step {step:,}", (tokens, 0.5), (-5, 0), color=RATE, ha="right",
+                  xycoords=axes.get_xaxis_transform(), textcoords="offset points")
+
+
 def draw_rate(axes, tokens: list[float], rate: list[float]) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
     if rate:
@@ -135,4 +153,3 @@ def draw_rate(axes, tokens: list[float], rate: list[float]) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.2g}"))
     axes.set_xlabel("training tokens")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: amount(x)))
-    axes.set_xlim(0, 1.015 * axes.dataLim.x1 if axes.has_data() else 1)

@@ -9,7 +9,7 @@ from tiny import ROOT
 
 import run
 from slm import parametrization
-from slm.coord_check import Check, Settings, check, main, report, train
+from slm.coord_check import Check, Settings, check, draw, main, report, train
 from slm.parametrization import group_of
 from slm.shape import GPTConfig
 
@@ -75,6 +75,22 @@ def test_the_command_draws_the_grid_and_says_in_its_exit_code(tmp_path, capsys):
                         (["--head_size=48"], "should divide every width"),
                         (["--steps=1"], "at least 2")):
         assert main(wrong) == 2 and says in capsys.readouterr().err
+
+
+def test_the_colour_bar_tells_the_colours_of_the_lines(tmp_path, monkeypatch):
+    from matplotlib.collections import QuadMesh
+    from matplotlib.colors import to_rgba
+    from matplotlib.figure import Figure
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: figures.append(self))
+    steps = 3
+    draw([Check("width", "mup", [64, 128], np.zeros((2, 1, steps + 1, 5)))], tmp_path / "x.png")
+    *panels, bar = figures[0].axes
+    mesh = next(c for c in bar.collections if isinstance(c, QuadMesh))
+    for ax in panels:
+        assert [to_rgba(line.get_color()) for line in ax.get_lines()] == [
+            tuple(mesh.to_rgba(float(i))) for i in range(steps + 1)]
+    assert set(bar.get_yticks()) <= set(range(steps + 1))
 
 
 def test_the_plan_shows_what_the_parametrization_changes(capsys):

@@ -88,3 +88,28 @@ def test_the_axis_shows_what_is_learned_late():
     assert low < 1.7 and high < 4
     assert all(low < v < high for t, v in zip(*val) if t > 500)
     assert limits([([0, 1], [9.0, 8.0]), ([], [])], None) == pytest.approx((7.95, 9.05))
+
+
+def drawn(folder, monkeypatch):
+    """The figure of a run, and all it says."""
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: (
+        figures.append(self), save(self, *args, **options)))
+    plot_run(folder)
+    return figures[0], [t.get_text() for t in figures[0].findobj(lambda a: hasattr(a, "get_text"))]
+
+
+def test_a_run_that_diverged_shows_where(tmp_path, monkeypatch):
+    rows = [{"step": 0, "tokens": 0, "val/loss": 6.9},
+            {"step": 10, "tokens": 640, "train/loss": None, "lr": 1.0}]
+    figure, words = drawn(write(tmp_path, rows, status="diverged"), monkeypatch)
+    assert "diverged at step 10" in words and figure.axes[0].get_xlim()[1] >= 640
+    assert [640, 640] in [list(line.get_xdata()) for line in figure.axes[0].get_lines()]
+    _, words = drawn(write(tmp_path, rows, status="finished"), monkeypatch)
+    assert "diverged at step 10" not in words
+
+
+def test_the_legend_says_what_a_training_point_is(tmp_path, monkeypatch):
+    for n in (3, 100):
+        _, words = drawn(write(tmp_path, curve(n)), monkeypatch)
+        assert "train, each point the mean since the last" in words
