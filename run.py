@@ -5,17 +5,24 @@
     python run.py --help                           every key, its type, default and meaning
 
 The same command again continues a run that was stopped, or says that it is done. Exit codes:
-0 done, 2 bad input (one line says what), 3 diverged, 128 + signal stopped and saved."""
+0 done, 2 bad input (one line says what), 3 diverged, 128 + signal stopped, and saved if it was
+training."""
 from __future__ import annotations
 
 import os
 import sys
 
-from slm.errors import ImpossiblePoint, UserError
-from slm.orphan import die_with_parent
-from slm.schema import Spec
-from slm.screen import final_summary, say
-from slm.spec import as_dict, help_text, identity, load_spec, parse_arguments, run_folder
+from slm.signals import ctrl_c_ends
+
+if __name__ == "__main__":  # before the imports that take their time
+    ctrl_c_ends("stopped at once; the same command goes on from the last checkpoint, if any")
+
+from slm.errors import ImpossiblePoint, UserError  # noqa: E402
+from slm.orphan import die_with_parent  # noqa: E402
+from slm.schema import Spec  # noqa: E402
+from slm.screen import command, final_summary, say  # noqa: E402
+from slm.spec import (as_dict, help_text, identity, load_spec, parse_arguments,  # noqa: E402
+                      run_folder)
 
 UNDER_AGENT = "WANDB_SWEEP_ID" in os.environ
 
@@ -39,10 +46,6 @@ def main(args: list[str]) -> int:
             return 0
         print(e, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\nstopped at once; the same command goes on from the last checkpoint",
-              file=sys.stderr)
-        return 130
 
 
 def plan(spec: Spec) -> int:
@@ -97,6 +100,8 @@ def train(spec: Spec) -> int:
     with Record.open(folder, as_dict(spec), identity(spec), main=machine.is_main) as record:
         try:
             outcome = follow(spec, plan, prepared, machine, record)
+        except BrokenPipeError:  # nobody reads the screen any more, as after `| head`
+            raise
         except Exception as e:
             record.finish("failed", str(e) if isinstance(e, UserError) else repr(e))
             raise
@@ -134,4 +139,4 @@ def exit_code(status: str, signal: int = 0) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command(main)

@@ -63,8 +63,8 @@ def expected(key: str, value: Any = None) -> str:
 
     value: the one refused; an infinite one may seem to be just that."""
     try:
-        finite = isinstance(value, (list, dict)) or value is None or math.isfinite(float(value))
-    except (ValueError, OverflowError):
+        finite = math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
         finite = True
     return _words(adapter(key).json_schema()) + ("" if finite else ", and finite")
 

@@ -65,7 +65,7 @@ def _nearest_file(path: Path) -> str:
     no name is near, a few of them."""
     folders = dict.fromkeys((path.parent, Path("experiments")))
     files = [p for folder in folders for p in sorted(folder.glob("*.yaml"))]
-    near = difflib.get_close_matches(path.stem, {p.stem for p in files}, n=3)
+    near = difflib.get_close_matches(path.stem, dict.fromkeys(p.stem for p in files), n=3)
     close = [str(p) for stem in near for p in files if p.stem == stem]
     if close:
         return f" (did you mean {' or '.join(close[:3])}?)"

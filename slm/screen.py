@@ -7,7 +7,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, NoReturn
 
 
 def say(line: str = "") -> None:
@@ -19,6 +19,21 @@ def say(line: str = "") -> None:
         tqdm.tqdm.write(line, file=sys.stdout)
     else:
         print(line, flush=True)
+
+
+def command(main: Callable[[list[str]], int]) -> NoReturn:
+    """End the process with the exit code of main(arguments); where whoever reads its output has
+    left (`... | head`), quietly and with that of SIGPIPE."""
+    try:
+        try:
+            code = main(sys.argv[1:])
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+        code = 128 + 13
+    sys.exit(code)
 
 
 def is_main() -> bool:

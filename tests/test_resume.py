@@ -13,6 +13,9 @@ import torch
 from tiny import (ROOT, command, environment, equal_weights, final_weights, metrics, only_run,
                   start, without_times, write_spec)
 
+from slm.record import Record
+from slm.signals import Signals, ctrl_c_ends
+
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
@@ -67,6 +70,65 @@ def test_a_signal_saves_and_the_same_command_continues(straight, tmp_path, numbe
     assert saved and 0 < torch.load(saved[-1], weights_only=True)["step"] < 60
     assert command(spec).returncode == 0
     assert equal_weights(final_weights(run), final_weights(straight))
+
+
+INTERRUPTED = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    raise AttributeError("half imported")
+"""
+
+
+@pytest.mark.parametrize("module", ["pydantic", "einops"])
+def test_ctrl_c_within_an_import_ends_the_run_with_one_line(straight, tmp_path, module):
+    """pydantic is imported at the very start, einops when the run's folder is there already."""
+    spec = write_spec(tmp_path, data__cache=str(straight.parent.parent / "data"))
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / f"{module}.py").write_text(INTERRUPTED)
+    done = subprocess.run([sys.executable, str(ROOT / "run.py"), str(spec)], cwd=tmp_path,
+                          capture_output=True, text=True,
+                          env={**environment(), "PYTHONPATH": str(tmp_path / "first")})
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.startswith("stopped at once") and done.stderr.count("\n") == 1
+    runs = list(tmp_path.glob("runs/*"))
+    assert [Record.peek(run)["status"] for run in runs] == ["crashed"] * (module == "einops")
+
+
+def test_a_second_ctrl_c_ends_at_once(straight, tmp_path):
+    process = start(write_spec(tmp_path, train__steps=100_000, track__checkpoint_interval=0,
+                               data__cache=str(straight.parent.parent / "data")))
+    wait_for_step(tmp_path / "runs", 8, process)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.001)
+    out = process.communicate(timeout=30)[0]
+    assert process.returncode == 130 and "Traceback" not in out, out
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        ctrl_c_ends("never said")
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == 0 and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_reader_that_leaves_ends_a_run_without_a_traceback(straight, tmp_path):
+    spec = write_spec(tmp_path, data__cache=str(straight.parent.parent / "data"))
+    for args in (["--help"], ["--plan"], []):
+        process = subprocess.Popen([sys.executable, str(ROOT / "run.py"), str(spec), *args],
+                                   cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   text=True, env=environment())
+        while not args and not process.stdout.readline().startswith("step"):
+            pass
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 128 + 13)
+    assert Record.peek(only_run(tmp_path))["status"] == "crashed"
 
 
 def test_a_finished_run_does_nothing_again(straight):
