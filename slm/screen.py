@@ -75,6 +75,7 @@ class Progress:
     def __init__(self, total_steps: int, start_step: int = 0) -> None:
         self.total, self.first, self.step = total_steps, start_step, start_step
         self.said = start_step              # the step of the last line, without a terminal
+        self.evaluated: int | None = None   # the step of the validation loss, where it is known
         self.started = time.monotonic()
         self.bar: Any = None
 
@@ -96,16 +97,20 @@ class Progress:
     def update(self, step: int, metrics: dict[str, float], evaluated: bool = False,
                logged: bool = False) -> None:
         """Show that `step` steps are done. metrics: the newest value of each, by its name in
-        metrics.jsonl; evaluated, logged: whether some of them are new."""
+        metrics.jsonl; evaluated, logged: whether some of them are new. A validation loss is shown
+        in the line of the step where it was measured, and on the bar with that step."""
         done, self.step = step - self.step, step
+        if evaluated or step == 0:
+            self.evaluated = step
         if self.bar is not None:
             if evaluated or logged:
-                self.bar.set_postfix_str(describe(metrics), refresh=False)
+                self.bar.set_postfix_str(describe(metrics, step, self.evaluated), refresh=False)
             self.bar.update(done)
         elif evaluated or (logged and step - self.said >= self.total / 10):
             self.said = step
-            say(f"step {step:>{len(str(self.total))}}/{self.total}  {describe(metrics)}  "
-                f"{self.left()}")
+            measured = step if evaluated else None
+            say(f"step {step:>{len(str(self.total))}}/{self.total}  "
+                f"{describe(metrics, step, measured)}  {self.left()}")
 
     def left(self) -> str:
         done = self.step - self.first
@@ -115,10 +120,14 @@ class Progress:
         return f"{duration(sec)} left"
 
 
-def describe(metrics: dict[str, float]) -> str:
-    """The losses and the speed, in one line."""
-    parts = [f"{name} {metrics[key]:.4f}" for name, key in
-             (("train", "train/loss"), ("val", "val/loss"), ("floor", "val/floor"))
+def describe(metrics: dict[str, float], step: int, evaluated: int | None) -> str:
+    """The losses and the speed at a step, in one line. evaluated: the step of the validation loss,
+    which is told where it is another; None: it is left out."""
+    older = f" (step {evaluated})" if evaluated != step else ""
+    shown = [("train", "train/loss", "")]
+    if evaluated is not None:
+        shown += [("val", "val/loss", older), ("floor", "val/floor", "")]
+    parts = [f"{name} {metrics[key]:.4f}{note}" for name, key, note in shown
              if metrics.get(key) is not None]
     if metrics.get("tokens_per_sec"):
         parts.append(f"{amount(metrics['tokens_per_sec'])} tokens/s")

@@ -27,7 +27,8 @@ def test_without_a_terminal_there_are_whole_lines_at_evaluations(capsys):
     steps = [int(line.split()[1].split("/")[0]) for line in lines]
     assert "\r" not in out
     assert steps == [100, 200, 250, 350, 450, 500, 600, 700, 750, 850, 950, 1000]
-    assert lines[0].startswith("step  100/1000  train 3.0000  val 2.5000  12.3k tokens/s")
+    assert lines[0].startswith("step  100/1000  train 3.0000  12.3k tokens/s")  # none just measured
+    assert lines[2].startswith("step  250/1000  train 3.0000  val 2.5000  12.3k tokens/s")
     assert " left" in lines[0]
 
 
@@ -53,7 +54,8 @@ from slm.screen import Progress, say
 with Progress(200) as bar:
     for step in range(1, 201):
         time.sleep(0.003)
-        bar.update(step, {"train/loss": 3.0, "val/loss": 2.5}, logged=True)
+        bar.update(step, {"train/loss": 3.0, "val/loss": 2.5}, logged=True,
+                   evaluated=step == 150)
         if step == 100:
             say("a line above the bar")
 """
@@ -83,7 +85,8 @@ def test_on_a_terminal_there_is_one_bar_and_lines_above_it():
     print(repr(out.decode()))
     lines = [line.rstrip("\r").split("\r")[-1].strip() for line in out.decode().split("\n")]
     assert lines[0] == "a line above the bar" and len(lines) == 3
-    assert lines[1].startswith("100% |") and "200/200, train 3.0000  val 2.5000" in lines[1]
+    assert lines[1].startswith("100% |") and \
+        "200/200, train 3.0000  val 2.5000 (step 150)" in lines[1]
 
 
 def test_the_summary_at_the_end(tmp_path, capsys, monkeypatch):
