@@ -52,6 +52,9 @@ command: ["${env}", "${interpreter}", "${program}", base.yaml, "${args}"]
     (HEAD + "parameters:\n  train.seed: {min: 0, max: 999999}", ["1,000,000 points", "run_cap"]),
     (HEAD + "run_cap: many\nparameters:\n  train.seed: {values: [1]}", ["whole number > 0"]),
     (HEAD + "epochs: 3\nparameters:\n  train.seed: {values: [1]}", ["no such key", "parameters:"]),
+    (HEAD + "early_stop: {type: hyperband}\nparameters:\n  train.seed: {values: [1]}",
+     ["line 4", "no such key (did you mean early_terminate?)"]),
+    (HEAD + "metrics_: {name: x}\nparameters:\n  train.seed: {values: [1]}", ["mean metric?"]),
     (HEAD + "job: x\nparameters:\n  train.seed: {values: [1]}", ["W&B's own services"]),
     (HEAD + "metric: {name: val_loss}\nparameters:\n  train.seed: {values: [1]}",
      ["no such metric (did you mean val/loss?)"]),
@@ -105,6 +108,20 @@ def test_bad_input_ends_with_2_before_anything_starts(place, verb):
     code, said = sweep(place, verb, "s.yaml")
     assert (code, said.count("\n")) == (2, 1) and "did you mean model.n_layer" in said
     assert not (place / "runs").exists() and not (place / "starts.txt").exists()
+
+
+@pytest.mark.parametrize("verb", ["check", "plan", "run", "slurm"])
+def test_a_sweep_without_a_point_to_train_is_refused(place, verb):
+    workplace(place, {"model.n_embd": {"values": [33, 35]}})
+    code, said = sweep(place, verb, "s.yaml")
+    assert (code, said.count("\n")) == (2, 1) and "s.yaml: none of 2 points can be" in said
+    assert "33 is not divisible" in said and "35 is not divisible" in said
+    assert not (place / "runs").exists()
+    workplace(place, {"model.n_embd": {"values": [16384]}, "model.n_layer": {"value": 64}})
+    if verb in ("plan", "run"):
+        code, said = sweep(place, verb, "s.yaml")
+        assert code == 2 and "none of 1 point can be trained: needs about" in said
+        assert not (place / "runs").exists()
 
 
 def test_missing_files_and_options_are_said_in_words(place):

@@ -1,20 +1,25 @@
 """What is planned is what would be trained: values, identity, cost, and what is dropped."""
 import itertools
 import json
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from sweep_fakes import ROOT, environment, sweep, workplace
 
 from slm.errors import UserError
+from slm.keys import value_schema
 from slm.layers import parse_arguments
 from slm.spec import identity, load_spec
-from slm.sweep import machine, plan
-from slm.sweep.estimate import makespan
+from slm.sweep import machine, plan, process
+from slm.sweep.estimate import FIXED_SEC, makespan, measure
 from slm.sweep.points import Sweep
-from slm.sweep.table import count, duration, numbers, table
+from slm.sweep.table import count, duration, numbers, several, table
 
+H200 = machine.Gpu("0", "NVIDIA H200", 2**37)
 CPU = [machine.Slot("cpu 0"), machine.Slot("cpu 1")]
 
 
@@ -130,6 +135,113 @@ def test_plan_as_json_agrees_with_the_points(place):
     assert code == 0 and [r.get("identity", "") for r in rows] == [p.identity for p in points]
     assert [bool(r["dropped"]) for r in rows] == [False, True, False]
     assert rows[2]["params"] == points[2].plan.params
+
+
+def test_times_rest_on_an_assumption_that_counts_more_than_the_steps(place, monkeypatch):
+    """Evaluations, what a pass costs beside its matrix products, the start and the end of a run."""
+    monkeypatch.setattr("slm.sweep.estimate.matmul_flops", lambda: 1e11)
+    path = workplace(place, {"model.n_layer": {"values": [1, 8]}, "train.eval_interval": {
+        "values": [1, 4]}}, base={"data": {"tokenizer": "bpe:512", "eval_tokens": 100_000}})
+    s = Sweep(path)
+    times = measure(s, on_gpu=False)
+    often, seldom, deep, _ = points = s.points()
+    assert times.reason == ("assuming 30% of this CPU's 100 GFLOP/s in matrix products on one "
+                            "thread, 6 ms more a layer and pass, and 4 s for the start and the end "
+                            "of each, as no run has finished here yet")
+    assert all(times.seconds(p) == FIXED_SEC + times.train_seconds(p) for p in points)
+    forward = often.plan.flops_per_token["matmul"] / 3
+    assert times.seconds(often) - times.seconds(seldom) \
+        == pytest.approx(3 * 100_000 * forward / 3e10)
+    assert times.train_seconds(deep) > 4 * 9 * 0.006
+    monkeypatch.setattr("slm.prepare.find_prepared", lambda data: {
+        "vocab_size": 512, "train": {"tokens": 10**6}, "val": {"tokens": 1000}})
+    assert s.eval_tokens(often.spec) == 100_000
+    assert Sweep(path).eval_tokens(often.spec) == 1000, "prepared, with less text than asked for"
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_times_come_from_the_finished_run_nearest_in_size_and_length(place, noted):
+    path = workplace(place, {"train.steps": {"values": [10, 1000]}})
+    s = Sweep(path)
+    short, long = s.points()
+    for point, seconds in (short, 2.0), (long, 50.0):
+        point.folder.mkdir(parents=True)
+        (point.folder / "summary.json").write_text(json.dumps({
+            "status": "finished", "time_sec": seconds, "flops": point.flops,
+            "flops_per_token": point.plan.flops_per_token}))
+        log = Path("runs/s/logs") / f"{point.folder.name}.txt"
+        log.parent.mkdir(exist_ok=True)
+        log.write_text("plot  loss.png\n" + noted * f"\n[slm.sweep] took {seconds + 7} s\n")
+    times = measure(s, on_gpu=False)
+    fixed = 7.0 if noted else FIXED_SEC
+    assert [times.seconds(p) for p in (short, long)] == [2.0 + fixed, 50.0 + fixed]
+    assert times.reason == ("from 2 finished runs here, with "
+                            + ("their 7 s" if noted else "an assumed 4 s")
+                            + " for the start and the end of each")
+    between, = Sweep(path, ["--train.seed=1"]).points()[1:]
+    assert times.train_seconds(between) == 50.0, "as the long one"
+
+
+def test_no_two_columns_have_one_name(place):
+    path = workplace(place, {"train.tokens": {"values": [640, 1280]}, "optim.lr": {"value": 0.1},
+                             "train.seed": {"values": [0, 1]}, "data.seed": {"values": [0, 1]}},
+                     base={"train": {"steps": None}})
+    assert plan.head(Sweep(path), []) == ["#", "train.seed", "data.seed", "layers", "heads",
+                                          "width", "N", "total", "tokens", "FLOPs", "time",
+                                          "memory"]
+
+
+@pytest.mark.parametrize("precision", value_schema("device.precision")["enum"])
+@pytest.mark.parametrize("slots", [CPU, [machine.Slot("gpu 0", (H200,))]], ids=["cpu", "gpu"])
+def test_every_precision_is_planned(place, precision, slots):
+    path = workplace(place, {"device.precision": {"values": [precision]}})
+    s = Sweep(path)
+    point, = s.points()
+    plan.drop_too_large([point], slots)
+    lines = plan.describe(s, [point], slots, everything=True)
+    assert point.dropped is None and f"  {precision}  " in lines[3], "\n".join(lines)
+
+
+def test_one_is_not_called_many(place):
+    workplace(place, {"train.seed": {"values": [0]}})
+    said = "".join(sweep(place, verb, "s.yaml", *more)[1] for verb, *more in
+                   [("check",), ("plan", "--slots=1"), ("status",)])
+    assert "grid, 1 point\n" in said and "in all 1 run," in said and "s: 1 point: 1 to do" in said
+    assert not re.search(r"\b1 (points|runs|slots)", said)
+    assert several(1000, "run") == "1,000 runs"
+
+
+def test_a_childs_environment_is_its_slots(monkeypatch):
+    """Its GPUs alone, its share of the cores to compile with; on the CPU one thread and no GPU."""
+    two = (H200, machine.Gpu("1", "NVIDIA H200", 2**37))
+    for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    monkeypatch.setattr(process, "cores", lambda: 24)
+    for gpus, slot, slots, expected in [
+            (two, machine.Slot("gpu 0,1", two), 1, ("0,1", None, "24")),
+            (two, machine.Slot("gpu 1", two[1:], share=3), 6, ("1", None, "4")),
+            (two, machine.Slot("gpu 0", two[:1]), 100, ("0", None, "1")),
+            (two, machine.Slot("cpu 0"), 2, ("", "1", None)),
+            ((), machine.Slot("cpu 0"), 2, (None, "1", None))]:
+        monkeypatch.setattr(process, "gpus", lambda gpus=gpus: gpus)
+        env = process.child_environment(slot, slots)
+        assert tuple(map(env.get, ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS",
+                                   "TORCHINDUCTOR_COMPILE_THREADS"))) == expected, slot
+        assert "WANDB_RUN_ID" not in env
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "2")
+    assert process.child_environment(machine.Slot("gpu 0", two[:1]), 1)[
+        "TORCHINDUCTOR_COMPILE_THREADS"] == "2", "what was asked for"
+
+
+@pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found: 4711"), OSError("no user")])
+def test_a_user_without_a_name_has_a_compile_cache(monkeypatch, error):
+    def unnamed() -> str:
+        raise error
+    monkeypatch.setattr("getpass.getuser", unnamed)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    env = process.child_environment(machine.Slot("cpu 0"), 1)
+    assert env["TORCHINDUCTOR_CACHE_DIR"].endswith(f"torchinductor_uid_{os.getuid()}")
 
 
 def test_the_wall_time_is_that_of_a_queue_before_slots():

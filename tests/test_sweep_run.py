@@ -2,17 +2,22 @@
 kills."""
 import json
 import os
+import re
 import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sweep_fakes import metrics, start, starts, statuses, sweep, workplace
 
+from slm.sweep import machine, show
 from slm.sweep.points import Sweep
-from slm.sweep.search import alone, remember
+from slm.sweep.search import Search, alone, remember
+from slm.sweep.status import State
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, and at "
                                 "signals that only Linux has")
 GRID = {"optim.lr": {"values": [1.0e-3, 2.0e-3]}, "train.seed": {"values": [0, 1]}}
@@ -44,6 +49,13 @@ def test_a_sweep_runs_once_and_again_does_nothing(tmp_path):
     assert code == 0 and len(starts(tmp_path)) == 4
     assert set(statuses(tmp_path).values()) == {"finished"} and len(statuses(tmp_path)) == 4
     assert text.count("val/loss") == 5 and "best val/loss 1.2500: point 1" in text
+    assert re.search(r"\n\[0/4\] done, 3 running, about .* left\n", text)
+    assert all(re.search(rf"\n{n}/4  #\d lr=.* val/loss ", text) for n in (1, 2, 3, 4))
+    planned = json.loads(sweep(tmp_path, "plan", "s.yaml", "--json")[1])
+    assert planned["time_estimate"].startswith("from 4 finished runs here, with their ")
+    logs = [log.read_text() for log in tmp_path.glob("runs/s/logs/*.txt")]
+    took = [float(re.search(r"\[slm.sweep\] took (\S+) s\n$", log)[1]) for log in logs]
+    assert sum(p["time_sec"] for p in planned["points"]) == pytest.approx(sum(took), rel=0.5)
     code, text = sweep(tmp_path, "run", "s.yaml")
     assert code == 0 and "4 done already" in text and len(starts(tmp_path)) == 4
     code, text = sweep(tmp_path, "status", "s.yaml")
@@ -53,6 +65,34 @@ def test_a_sweep_runs_once_and_again_does_nothing(tmp_path):
     assert code == 0 and "4 done already" in text and len(starts(tmp_path)) == 6
     listed = json.loads((tmp_path / "runs/s/sweep.json").read_text())["points"]
     assert {p["run"] for p in listed} == set(statuses(tmp_path))
+
+
+def test_progress_says_how_long_by_what_was_expected_and_what_was_taken(tmp_path, monkeypatch,
+                                                                       capsys):
+    """Four points of 100 s each, on two slots, of which the first takes twice as long."""
+    monkeypatch.chdir(tmp_path)
+    s = Sweep(workplace(tmp_path, GRID))
+    now = 1000.0
+    monkeypatch.setattr(show.time, "monotonic", lambda: now)
+    search = Search(s, s.points())
+    screen = show.Screen(s, search, 2, SimpleNamespace(seconds=lambda point: 100.0))
+    jobs = [SimpleNamespace(point=search.take(), started=now, first_step=0, took=0.0,
+                            slot=machine.Slot(f"cpu {i}")) for i in (0, 1)]
+    capsys.readouterr()
+    for tick in range(50 * 20):                    # as the launcher polls, for 50 s
+        now += 0.05
+        screen.progress(jobs)
+    assert capsys.readouterr().out == ("[0/4] done, 2 running, about 3.3 min left\n"
+                                       "[0/4] done, 2 running, about 2.8 min left\n")
+    now = 1200.0
+    ended = jobs.pop(0)
+    ended.took = 200.0
+    screen.done(ended.point, State("finished"), 2.5, ended)
+    jobs.append(SimpleNamespace(point=search.take(), started=now, first_step=1, took=0.0))
+    screen.progress(jobs)
+    said = capsys.readouterr().out
+    # 200 s for the point to do, 3/4 of it for the one that goes on from step 1 of 4, 0 for the late
+    assert said.startswith("1/4  #1 ") and "2.9 min left, best val/loss 2.5000 (point 1)" in said
 
 
 def test_failures_are_retried_then_reported_and_the_sweep_goes_on(tmp_path):
@@ -157,6 +197,7 @@ def test_each_child_sees_its_slot_and_no_other_runs_names(tmp_path):
     log, = tmp_path.glob("runs/s/logs/*.txt")
     env = json.loads(log.read_text().splitlines()[0])
     assert env["CUDA_VISIBLE_DEVICES"] == "1" and "TORCHINDUCTOR_CACHE_DIR" in env
+    assert env["TORCHINDUCTOR_COMPILE_THREADS"] == str(machine.cores()), "one slot has them all"
     assert "WANDB_RUN_ID" not in env and "WANDB_SWEEP_ID" not in env
     log.unlink()
     sweep(tmp_path, "run", "s.yaml", "--slots", "1", PATH=path, CUDA_VISIBLE_DEVICES="1")

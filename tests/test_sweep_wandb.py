@@ -13,6 +13,7 @@ import pytest
 import yaml
 from sweep_fakes import RUN as FAKE
 from tiny import ROOT, metrics, write_spec
+from slm.sweep.machine import cores
 from wandb_server import API_KEY, wandb_server  # noqa: F401  (a fixture)
 
 pytest.importorskip("wandb")
@@ -172,27 +173,30 @@ def test_killed_requeued_and_stopped_a_run_keeps_its_id_and_every_step(place, wa
     assert "resuming" in logs(place)
 
 
-def test_agents_get_a_gpu_each_and_pass_signals_on(tmp_path):
+@pytest.mark.parametrize("args, sees", [([], ["0", "1"]), (["--gpus-per-agent=2"], ["0,1"])])
+def test_agents_get_a_gpu_each_and_pass_signals_on(tmp_path, args, sees):
     """With a `wandb` that only waits to be told."""
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "__init__.py").write_text("")
     (tmp_path / "wandb" / "__main__.py").write_text(
         "import os, signal, sys\n"
-        "print(sys.argv[1:], os.environ['CUDA_VISIBLE_DEVICES'], flush=True)\n"
+        "print(sys.argv[1:], os.environ['CUDA_VISIBLE_DEVICES'],\n"
+        "      os.environ['TORCHINDUCTOR_COMPILE_THREADS'], flush=True)\n"
         "signal.signal(signal.SIGTERM, lambda *a: sys.exit('told'))\nsignal.pause()\n")
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho '0, GPU-aa, T4, 15000'\necho '1, GPU-bb, T4, 15000'\n")
     tool.chmod(0o755)
     env = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
-    both = subprocess.Popen([sys.executable, "-m", "slm.sweep", "agents", "me/slm/abc"],
+    both = subprocess.Popen([sys.executable, "-m", "slm.sweep", "agents", "me/slm/abc", *args],
                             cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             text=True, env={**env, "PYTHONPATH": f"{tmp_path}:{ROOT}",
                                             "PATH": f"{tmp_path}:{os.environ['PATH']}"})
-    files = [tmp_path / "runs/agents/abc" / f"{i}.txt" for i in (0, 1)]
-    wait_for(lambda: all(f.exists() and "agent" in f.read_text() for f in files), "both agents")
+    files = [tmp_path / "runs/agents/abc" / f"{i}.txt" for i in range(len(sees))]
+    wait_for(lambda: all(f.exists() and "agent" in f.read_text() for f in files), "the agents")
     both.send_signal(signal.SIGINT)
     said, _ = both.communicate(timeout=20)
     assert both.returncode == 130 and "save their state" in said
-    for i, file in enumerate(files):
-        first, *rest = file.read_text().splitlines()
-        assert first == f"['agent', '--forward-signals', 'me/slm/abc'] {i}" and rest == ["told"]
+    threads = max(1, cores() // len(sees))
+    for gpus, file in zip(sees, files):
+        assert file.read_text().splitlines() \
+            == [f"['agent', '--forward-signals', 'me/slm/abc'] {gpus} {threads}", "told"]

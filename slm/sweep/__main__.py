@@ -58,6 +58,8 @@ def parser() -> argparse.ArgumentParser:
                    "there are none one for each core)")
     p.add_argument("--per-gpu", type=per_gpu, default=None, metavar="K|auto",
                    help="agents that share a GPU")
+    p.add_argument("--gpus-per-agent", type=positive, default=1, metavar="N", help="of a sweep "
+                   "whose command is torchrun --nproc_per_node=N (default 1)")
     p.add_argument("--count", type=positive, help="runs of each agent (default: to the end)")
     p = verb("slurm", "write a job array")
     p.add_argument("--sweep", metavar="ENTITY/PROJECT/ID", help="each task is a `wandb agent` of "

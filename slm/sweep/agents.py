@@ -14,6 +14,7 @@ from slm.errors import UserError
 from slm.screen import say
 from slm.sweep import process
 from slm.sweep.machine import Slot, make_slots
+from slm.sweep.table import several
 
 POLL_SEC = 0.2
 
@@ -45,7 +46,7 @@ def run_agents(options: argparse.Namespace, rest: list[str]) -> int:
     sweep = sweep_path(options.sweep)
     if importlib.util.find_spec("wandb") is None:
         raise UserError("agents need W&B: pip install wandb (`python -m slm.sweep run` needs none)")
-    slots = make_slots(False, options.slots, options.per_gpu, 1)
+    slots = make_slots(False, options.slots, options.per_gpu, options.gpus_per_agent)
     folder = Path("runs") / "agents" / sweep.rpartition("/")[2]
     running = {}
     with process.Stop() as stop:
@@ -55,7 +56,7 @@ def run_agents(options: argparse.Namespace, rest: list[str]) -> int:
                                   agent_environment(slot, len(slots)), log)
             running[child] = (slot, log)
         places = ", ".join(slot.name for slot in slots)
-        say(f"{len(slots)} agent{'s' * (len(slots) > 1)} of {sweep}, on {places}; logs in {folder}")
+        say(f"{several(len(slots), 'agent')} of {sweep}, on {places}; logs in {folder}")
         return wait(running, stop)
 
 

@@ -109,10 +109,8 @@ class Checker:
                 self.fault((key,), "needs W&B's own services; here a sweep is grid, random or "
                                    "bayes over program:")
             elif key not in TOP_LEVEL:
-                close = difflib.get_close_matches(str(key), TOP_LEVEL, n=1)
-                self.fault((key,), "W&B's schema has no such key"
-                           + (f" (did you mean {close[0]}?)" if close else "")
-                           + "; settings of the program belong in command: or parameters:")
+                self.fault((key,), f"W&B's schema has no such key{meant(str(key))}; settings of "
+                                   "the program belong in command: or parameters:")
         self.check_program()
         self.check_parameters()
         self.check_search()
@@ -264,6 +262,14 @@ class Checker:
         if not isinstance(stop.get("strict", True), bool):
             self.fault(("early_terminate", "strict"), f"{stop['strict']!r}: should be true or "
                                                       "false")
+
+
+def meant(key: str) -> str:
+    """' (did you mean early_terminate?)' for early_stop: the top-level key that looks like this
+    one or else begins with the same word; '' where there is none."""
+    near = difflib.get_close_matches(key, TOP_LEVEL, n=1) or \
+        [name for name in sorted(TOP_LEVEL) if name.split("_")[0] == key.split("_")[0]]
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def numeric(key: str) -> bool:

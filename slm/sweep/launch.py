@@ -16,11 +16,12 @@ from slm.errors import UserError
 from slm.files import is_locked, write_whole
 from slm.sweep import process
 from slm.sweep.bandit import History, to_stop
+from slm.sweep.estimate import measure
 from slm.sweep.machine import Slot
 from slm.sweep.points import Point, Sweep
 from slm.sweep.search import Search
 from slm.sweep.show import Screen
-from slm.sweep.status import FAILED, STOPPED, State, last_error, log_file, read_state
+from slm.sweep.status import FAILED, STOPPED, TOOK, State, last_error, log_file, read_state
 
 POLL_SEC = 0.05
 BANDIT_SEC = 2.0
@@ -41,6 +42,7 @@ class Job:
     first_step: int
     history: History
     ended: str = ""  # why early_terminate ended it
+    took: float = 0.0  # seconds, once it has ended
 
 
 class Launcher:
@@ -56,7 +58,7 @@ class Launcher:
         for point, state in search.done:
             if state.status != "skipped":
                 self.history(point)           # early_terminate compares with these too
-        self.screen = Screen(sweep, search, len(slots))
+        self.screen = Screen(sweep, search, len(slots), measure(sweep, bool(slots[0].gpus)))
         self.bandit_at = self.elsewhere_at = 0.0
         self.enough = False                   # metric.target is reached
 
@@ -125,8 +127,8 @@ class Launcher:
             self.settle(point, state)
             return
         slot = self.free.pop()
-        child = process.start(self.argv(point, slot),
-                              process.child_environment(slot, self.slots), log_file(point), claim)
+        child = process.start(self.argv(point, slot), process.child_environment(slot, self.slots),
+                              log_file(point.folder), claim)
         self.jobs.append(Job(point, child, slot, claim, time.monotonic(),
                              state.last.get("step") or 0, self.history(point)))
 
@@ -150,10 +152,12 @@ class Launcher:
     def finish(self, job: Job, code: int, stopping: bool) -> None:
         """What the end of a process means for its point."""
         point, state = job.point, read_state(job.point)
-        took = time.monotonic() - job.started
+        job.took = time.monotonic() - job.started
         moved = (state.last.get("step") or 0) > job.first_step
         if state.done:
-            self.settle(point, state, took, job)
+            if state.status == "finished" and not job.first_step and not point.spec.train.branches:
+                note(point, f"{TOOK} {job.took:.1f} s")
+            self.settle(point, state, job)
         elif stopping:
             self.screen.say(f"{self.screen.mark(point)} saved at step "
                             f"{state.last.get('step') or 0}")
@@ -167,14 +171,13 @@ class Launcher:
         else:
             self.retry(point, state, code)
 
-    def settle(self, point: Point, state: State, took: float | None = None,
-               job: Job | None = None) -> None:
+    def settle(self, point: Point, state: State, job: Job | None = None) -> None:
         """A point that is done: show it, tell the search."""
         metric, value = self.sweep.file.metric, state.last.get(self.sweep.file.metric.name)
         self.failed.pop(point.identity, None)
         self.history(point)
         self.search.tell(point, state)
-        self.screen.done(point, state, value, took, job and job.slot.name)
+        self.screen.done(point, state, value, job)
         if metric.target is not None and value is not None \
                 and not metric.better(metric.target, value) and not self.enough:
             self.enough = True
@@ -187,8 +190,7 @@ class Launcher:
         error = last_error(point, state)
         how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}" \
             + (", as for want of memory" if code == -signal.SIGKILL else "")
-        with open(log_file(point), "a") as log:
-            log.write(f"\n{FAILED}: {how}\n")
+        note(point, f"{FAILED}: {how}")
         if code != BAD_INPUT and self.failures[point.identity] <= self.retries:
             self.screen.say(f"{self.screen.mark(point)} failed ({how}), is tried again: {error}")
             self.search.again(point)
@@ -196,7 +198,7 @@ class Launcher:
         self.failed[point.identity] = error
         self.search.tell(point, State("failed"))
         self.screen.say(f"{self.screen.mark(point)} FAILED ({how}): {error}\n"
-                        f"{'':8}log: {log_file(point)}")
+                        f"{'':8}log: {log_file(point.folder)}")
 
     def impossible(self, point: Point) -> bool:
         """Whether the point, now that the data are prepared, turns out to be untrainable."""
@@ -229,3 +231,9 @@ class Launcher:
             job.ended = f"{self.sweep.file.metric.name} {why}"
             write_whole(job.point.folder / STOPPED, job.ended + "\n")
             process.send(job.child, signal.SIGTERM)
+
+
+def note(point: Point, line: str) -> None:
+    """A line of the launcher's own at the end of a point's log."""
+    with open(log_file(point.folder), "a") as log:
+        log.write(f"\n{line}\n")

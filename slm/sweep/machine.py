@@ -79,7 +79,8 @@ def make_slots(cpu: bool, slots: int | None, runs_per_gpu: int | None, per_run: 
         count = slots or (1 if alone else max(1, cores() // per_run))
         return [Slot(f"cpu {i}") for i in range(count)]
     if per_run > len(found):
-        raise UserError(f"command: a run takes {per_run} GPUs, {len(found)} are visible")
+        raise UserError(f"a run takes {per_run} GPUs, {len(found)} "
+                        f"{'is' if len(found) == 1 else 'are'} visible")
     groups = [found[i:i + per_run] for i in range(0, len(found) - per_run + 1, per_run)]
     share = runs_per_gpu or RUNS_PER_GPU
     return [Slot(f"gpu {','.join(g.id for g in group)}", group, share)

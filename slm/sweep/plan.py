@@ -2,20 +2,23 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 from slm.plan import Plan, training_memory
 from slm.sweep import machine
-from slm.sweep.estimate import Rate, makespan, measure
+from slm.sweep.estimate import Times, makespan, measure
 from slm.sweep.machine import Slot
 from slm.sweep.points import Point, Sweep, shown
-from slm.sweep.table import count, cut, duration, memory, numbers, table
+from slm.sweep.table import count, cut, duration, memory, numbers, several, table
 
 ROWS = 40
 CUDA_CONTEXT_BYTES = 600_000_000  # of each process, beside what its allocator holds
 EFFECTIVE = {"batch": "batch now", "lr": "lr now", "muon_lr": "muon_lr now",
              "weight_decay": "decay now"}         # as slm/rules.py names them -> heads of the table
-SHAPE = ("model.n_layer", "model.n_head", "model.n_embd")
+SHOWN = ("model.n_layer", "model.n_head", "model.n_embd", "train.tokens")  # by columns of the table
+MEASURES = ("layers", "heads", "width", "N", "total", "tokens")
+COSTS = ("FLOPs", "time", "memory")
 
 
 def point_memory(point: Point, on_gpu: bool) -> int:
@@ -52,28 +55,29 @@ def describe(sweep: Sweep, points: list[Point], slots: list[Slot], everything: b
     """The lines of `plan`."""
     todo = [p for p in points if not p.dropped]
     on_gpu, search = bool(slots[0].gpus), sweep.file.method
-    rate = measure(sweep, on_gpu)
-    lines = [f"{sweep.file.path}: {search}, {len(points)} points, runs in {sweep.folder}"]
+    times = measure(sweep, on_gpu)
+    lines = [f"{sweep.file.path}: {search}, {several(len(points), 'point')}, runs in "
+             f"{sweep.folder}"]
     fixed = [f"{key.split('.')[-1]}={shown(value)}" for key, value in sweep.constants().items()]
     lines += [f"with {' '.join(fixed)}"] if fixed else []
     if search == "bayes":
         lines.append("bayes chooses points as results come in: these are random draws that show "
                      "what such points cost")
     ruled = [name for name in EFFECTIVE if any(name in p.plan.rules for p in todo)]
-    rows = [row(sweep, p, rate, on_gpu, ruled) for p in (todo if everything else todo[:ROWS])]
+    rows = [row(sweep, p, times, on_gpu, ruled) for p in (todo if everything else todo[:ROWS])]
     if rows:
         lines += ["", *table(head(sweep, ruled), rows)]
     if len(todo) > len(rows):
         lines.append(f"... {len(todo) - len(rows)} more: --all shows them, --json writes them")
     lines += dropped_lines(points)
     if todo:
-        lines += ["", *total_lines(todo, slots, rate)]
+        lines += ["", *total_lines(todo, slots, times)]
     return lines
 
 
 def swept(sweep: Sweep) -> list[tuple[str, ...]]:
     """The swept keys that have no column of their own in the table."""
-    return [path for path in sweep.varying() if ".".join(path) not in SHAPE]
+    return [path for path in sweep.varying() if ".".join(path) not in SHOWN]
 
 
 def effective(plan: Plan) -> dict[str, float | None]:
@@ -83,20 +87,23 @@ def effective(plan: Plan) -> dict[str, float | None]:
 
 
 def head(sweep: Sweep, ruled: list[str]) -> list[str]:
-    """ruled: which of EFFECTIVE have a column."""
-    return ["#", *[cut(path[-1].split(".")[-1], 24) for path in swept(sweep)], "layers", "heads",
-            "width", "N", "total", "tokens", *[EFFECTIVE[name] for name in ruled], "FLOPs", "time",
-            "memory"]
+    """ruled: which of EFFECTIVE have a column. A swept key is named in full where its last part is
+    the name of another column."""
+    keys = [".".join(path) for path in swept(sweep)]
+    short = [key.rpartition(".")[2] for key in keys]
+    taken = Counter([*short, *MEASURES, *COSTS])
+    return ["#", *[cut(key if taken[name] > 1 else name, 24) for key, name in zip(keys, short)],
+            *MEASURES, *[EFFECTIVE[name] for name in ruled], *COSTS]
 
 
-def row(sweep: Sweep, point: Point, rate: Rate, on_gpu: bool, ruled: list[str]) -> list[str]:
+def row(sweep: Sweep, point: Point, times: Times, on_gpu: bool, ruled: list[str]) -> list[str]:
     c, params, now = point.plan.config, point.plan.params, effective(point.plan)
     return [str(point.number), *[cut(shown(point.values[path]), 24) for path in swept(sweep)],
             str(c.n_layer), str(c.n_head), str(c.n_embd), count(params["matmul"]),
             count(params["total"]), count(point.tokens),
             *[f"{now[name]:,}" if name == "batch" else f"{now[name]:.3g}" for name in ruled],
             f"{point.flops:.2e}",
-            duration(rate.seconds(point)), memory(point_memory(point, on_gpu))]
+            duration(times.seconds(point)), memory(point_memory(point, on_gpu))]
 
 
 def dropped_lines(points: list[Point]) -> list[str]:
@@ -112,14 +119,14 @@ def dropped_lines(points: list[Point]) -> list[str]:
     return out + ([f"  ... and {len(reasons) - ROWS} reasons more"] if len(reasons) > ROWS else [])
 
 
-def total_lines(todo: list[Point], slots: list[Slot], rate: Rate) -> list[str]:
-    on_gpu, seconds = bool(slots[0].gpus), [rate.seconds(p) for p in order(todo)]
+def total_lines(todo: list[Point], slots: list[Slot], times: Times) -> list[str]:
+    on_gpu, seconds = bool(slots[0].gpus), [times.seconds(p) for p in order(todo)]
     where = "GPU" if on_gpu else "CPU slot"
     wall = makespan(seconds, len(slots))
-    out = [f"in all {len(todo)} runs, {count(sum(p.tokens for p in todo))} tokens, "
-           f"{sum(p.flops for p in todo):.2e} FLOPs: about {duration(sum(seconds))} of one "
-           f"{where}, {duration(wall)} on the {len(slots)} slot{'s' * (len(slots) > 1)} here",
-           f"times {rate.reason}; N = parameters in matmuls, head included"]
+    out = [f"in all {several(len(todo), 'run')}, {count(sum(p.tokens for p in todo))} tokens, "
+           f"{sum(p.flops for p in todo):.2e} FLOPs: about {duration(sum(seconds), 2)} of one "
+           f"{where}, {duration(wall, 2)} on the {several(len(slots), 'slot')} here",
+           f"times {times.reason}; N = parameters in matmuls, head included"]
     together = sum(sorted((point_memory(p, on_gpu) for p in todo), reverse=True)[:len(slots)])
     if not on_gpu and together > machine.memory_bytes():
         out.append(f"note: {len(slots)} of the largest at once need {memory(together)} of this "
@@ -129,7 +136,7 @@ def total_lines(todo: list[Point], slots: list[Slot], rate: Rate) -> list[str]:
 
 def as_json(sweep: Sweep, points: list[Point], slots: list[Slot]) -> str:
     on_gpu, out = bool(slots[0].gpus), []
-    rate = measure(sweep, on_gpu)
+    times = measure(sweep, on_gpu)
     for p in points:
         facts = {"point": p.number, "values": {".".join(k): v for k, v in p.values.items()},
                  "dropped": p.dropped}
@@ -138,10 +145,10 @@ def as_json(sweep: Sweep, points: list[Point], slots: list[Slot]) -> str:
             facts |= {"identity": p.identity, "folder": Path(p.folder).as_posix(),
                       "n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd,
                       "params": p.plan.params, "tokens": p.tokens, "steps": p.plan.steps,
-                      "flops": p.flops, "time_sec": rate.seconds(p),
+                      "flops": p.flops, "time_sec": times.seconds(p),
                       "memory_bytes": point_memory(p, on_gpu),
                       "batch_tokens": p.plan.tokens_per_step, "lr": p.plan.optim.lr,
                       "muon_lr": p.plan.optim.muon_lr, "weight_decay": p.plan.optim.weight_decay}
         out.append(facts)
     return json.dumps({"name": sweep.file.name, "method": sweep.file.method,
-                       "time_estimate": rate.reason, "slots": len(slots), "points": out}, indent=1)
+                       "time_estimate": times.reason, "slots": len(slots), "points": out}, indent=1)

@@ -82,7 +82,7 @@ class Sweep:
         self.file: SweepFile = read_sweep(Path(path))
         self.overrides, self.plans = list(overrides or []), plans
         self.layers: dict[tuple, list[Layer]] = {}
-        self.data: dict[str, tuple[int | None, int | None]] = {}
+        self.data: dict[str, dict] = {}
         self.world = command.processes_per_run(self.file.command)
         files, layer = parse_arguments(self.arguments({}))
         self.check_constants(files, layer)
@@ -172,18 +172,26 @@ class Sweep:
 
     def data_facts(self, spec: Spec) -> tuple[int, int | None]:
         """(vocabulary, training tokens if the data are prepared) of a spec's data."""
+        meta = self.prepared(spec)
+        if meta["vocab_size"] is None:
+            raise UserError(f"data.tokenizer = {spec.data.tokenizer}: its vocabulary is known only "
+                            "once the data are prepared: python -m slm.prepare <spec>")
+        return meta["vocab_size"], meta["train"]["tokens"]
+
+    def eval_tokens(self, spec: Spec) -> int:
+        """Tokens that an evaluation reads: no more than there are, where the data are prepared."""
+        return min(spec.data.eval_tokens, self.prepared(spec)["val"]["tokens"] or 10**12)
+
+    def prepared(self, spec: Spec) -> dict:
+        """meta.json of a spec's data; without it, what is known beforehand."""
         key = spec.data.model_dump_json()
         if key not in self.data:
             from slm.prepare import find_prepared
             from slm.tokenizer import nominal_vocab
-            meta = find_prepared(spec.data)
-            vocab = meta["vocab_size"] if meta else nominal_vocab(spec.data.tokenizer)
-            self.data[key] = (vocab, meta["train"]["tokens"] if meta else None)
-        vocab, tokens = self.data[key]
-        if vocab is None:
-            raise UserError(f"data.tokenizer = {spec.data.tokenizer}: its vocabulary is known only "
-                            "once the data are prepared: python -m slm.prepare <spec>")
-        return vocab, tokens
+            self.data[key] = find_prepared(spec.data) or {
+                "vocab_size": nominal_vocab(spec.data.tokenizer), "train": {"tokens": None},
+                "val": {"tokens": None}}
+        return self.data[key]
 
     def drawn(self) -> Iterator[dict]:
         """The values of each point of a grid or a random search, in order."""

@@ -66,8 +66,6 @@ def make_script(options: argparse.Namespace, overrides: list[str], sweep: Sweep,
     if sweep.file.method == "bayes" and not options.sweep:
         raise UserError("method: bayes chooses a point when another ends: give --sweep="
                         "ENTITY/PROJECT/ID, so that W&B's server does")
-    if not todo:
-        raise UserError(f"{sweep.file.path}: no point can be trained (`plan` says why)")
     file = shlex.quote(str(sweep.file.path))
     if options.sweep:
         # --count 1: a task is one run, so that time limits and requeues are of one run

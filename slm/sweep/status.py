@@ -10,10 +10,11 @@ from typing import Any
 
 from slm.record import Record
 from slm.sweep.points import Point, Sweep
-from slm.sweep.table import cut, duration, table
+from slm.sweep.table import cut, duration, several, table
 
 STOPPED = "stopped_by_sweep"  # a file in the run folder: early_terminate ended this run, and why
-FAILED = "[slm.sweep] failed"         # the launcher's own last line in the log of a failed run
+MARK = "[slm.sweep]"  # begins the launcher's own lines in the log of a run, the last ones there
+FAILED, TOOK = f"{MARK} failed", f"{MARK} took"
 DONE = ("finished", "diverged", "skipped", "stopped")
 ROWS = 20
 
@@ -42,8 +43,8 @@ def read_state(point: Point) -> State:
             branch = folder_state(folder)
             if not branch.done:
                 return State(branch.status, state.summary)
-    elif state.status == "to do" and log_lines(point)[-1:] and \
-            log_lines(point)[-1].startswith(FAILED):  # it ended before it had a record
+    elif state.status == "to do" and log_lines(point.folder)[-1:] and \
+            log_lines(point.folder)[-1].startswith(FAILED):  # it ended before it had a record
         return State("failed")
     return state
 
@@ -58,15 +59,15 @@ def folder_state(folder: Path) -> State:
     return State(status, summary)
 
 
-def log_file(point: Point) -> Path:
-    """What the processes of a point wrote on stdout and stderr."""
-    return point.folder.parent / "logs" / f"{point.folder.name}.txt"
+def log_file(folder: Path) -> Path:
+    """What the processes of a point wrote on stdout and stderr. folder: its run folder."""
+    return folder.parent / "logs" / f"{folder.name}.txt"
 
 
-def log_lines(point: Point) -> list[str]:
+def log_lines(folder: Path) -> list[str]:
     """The last lines of a point's log, the empty ones left out."""
     try:
-        with open(log_file(point), "rb") as f:
+        with open(log_file(folder), "rb") as f:
             f.seek(max(0, os.fstat(f.fileno()).st_size - 4096))
             text = f.read().decode(errors="replace")
     except OSError:
@@ -77,8 +78,17 @@ def log_lines(point: Point) -> list[str]:
 
 def last_error(point: Point, state: State) -> str:
     """The last line that a failed run wrote, else the reason that it recorded."""
-    written = [line for line in log_lines(point) if not line.startswith(FAILED)]
+    written = [line for line in log_lines(point.folder) if not line.startswith(MARK)]
     return written[-1] if written else state.summary.get("reason") or "it wrote nothing"
+
+
+def took_sec(folder: Path) -> float | None:
+    """Seconds from the start of a run's process to its end, where a launcher has noted them."""
+    last = (log_lines(folder) or [""])[-1]
+    try:
+        return float(last.removeprefix(TOOK).split()[0]) if last.startswith(TOOK) else None
+    except (ValueError, IndexError):
+        return None
 
 
 def steps(point: Point, state: State) -> int:
@@ -113,7 +123,7 @@ def describe(sweep: Sweep, points: list[Point], everything: bool) -> list[str]:
         head = [f"{n} {status}" for status, n in counts.most_common() if n]
     dropped = len(points) - len(states)
     head += [f"{dropped} dropped"] if dropped else []
-    lines = [f"{sweep.file.name}: {sum(counts.values())} points: {', '.join(head)}   "
+    lines = [f"{sweep.file.name}: {several(sum(counts.values()), 'point')}: {', '.join(head)}   "
              f"({sweep.folder})"]
     begun = in_interest(states)
     shown = [row(sweep, p, s) for p, s in (begun if everything else begun[:ROWS])]

@@ -26,6 +26,11 @@ def count(x: float) -> str:
     return f"{x:.3g}"
 
 
+def several(n: int, what: str) -> str:
+    """(1, 'run') -> '1 run', (1000, 'run') -> '1,000 runs'"""
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
 def memory(x: float) -> str:
     """Bytes -> '512 MB', '3.2 GB'"""
     if x < 1e6:
@@ -33,13 +38,13 @@ def memory(x: float) -> str:
     return f"{x / 1e9:.1f} GB" if x >= 1e9 else f"{x / 1e6:.0f} MB"
 
 
-def duration(seconds: float | None) -> str:
-    """93 -> '1.6 min'"""
+def duration(seconds: float | None, digits: int = 3) -> str:
+    """93 -> '1.55 min'; with two digits '1.6 min'"""
     if seconds is None:
         return ""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 1.5 * size:
-            return f"{seconds / size:.3g} {unit}"
+            return f"{seconds / size:.{digits}g} {unit}"
     return f"{seconds:.0f} s" if seconds >= 1 else "< 1 s"
 
 

@@ -8,15 +8,28 @@ from slm.errors import UserError
 from slm.sweep import machine, plan as planning, status as standing
 from slm.sweep.machine import Slot
 from slm.sweep.points import Point, Sweep
+from slm.sweep.table import several
 
 
 def open_sweep(options: argparse.Namespace, overrides: list[str]) -> tuple[Sweep, list[Point]]:
     """The sweep with its points; says what is worth a note. Raises UserError."""
     sweep = Sweep(options.file, overrides, options.seed)
     points = sweep.points()
+    refuse_hopeless(sweep, points)
     for note in [*sweep.file.notes, *notes(sweep, points)]:
         print(f"note: {note}", file=sys.stderr)
     return sweep, points
+
+
+def refuse_hopeless(sweep: Sweep, points: list[Point]) -> None:
+    """Raises UserError where no point of the list can be trained. The draws that stand for a bayes
+    search say nothing of its other points."""
+    if sweep.file.method == "bayes" or not all(p.dropped for p in points):
+        return
+    reasons = list(dict.fromkeys(p.dropped.replace("\n", "; ") for p in points))
+    more = f"; and {several(len(reasons) - 3, 'reason')} more" if len(reasons) > 3 else ""
+    raise UserError(f"{sweep.file.path}: none of {several(len(points), 'point')} can be trained: "
+                    + "; ".join(reasons[:3]) + more)
 
 
 def slots_for(options: argparse.Namespace, sweep: Sweep, points: list[Point]) -> list[Slot]:
@@ -44,7 +57,7 @@ def check(options: argparse.Namespace, overrides: list[str]) -> int:
     sweep, points = open_sweep(options, overrides)
     machine.check_device({p.spec.device.name for p in points if p.spec})
     dropped = sum(bool(p.dropped) for p in points)
-    print(f"{sweep.file.path}: sound: {sweep.file.method}, {len(points)} points"
+    print(f"{sweep.file.path}: sound: {sweep.file.method}, {several(len(points), 'point')}"
           + (f", {dropped} of which can't be trained (`plan` says why)" if dropped else ""))
     return 0
 
@@ -53,6 +66,7 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
     sweep, points = open_sweep(options, overrides)
     slots = slots_for(options, sweep, points)
     planning.drop_too_large(points, slots)
+    refuse_hopeless(sweep, points)
     print(planning.as_json(sweep, points, slots) if options.json else
           "\n".join(planning.describe(sweep, points, slots, options.all)))
     return 0
@@ -90,11 +104,12 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         search = Bayes(sweep, slots)
     else:
         planning.drop_too_large(points, slots)
+        refuse_hopeless(sweep, points)
         refuse_half_written(points)
+        mine = [chosen(points, options.point)] if options.point else points
         with alone(sweep):
             remember(sweep, points)
-        if options.point:
-            points, slots = [chosen(points, options.point)], slots[:1]
+        points, slots = mine, slots[:1] if options.point else slots
         search = Search(sweep, points)
         for line in planning.dropped_lines(points)[1:]:
             print(line)
