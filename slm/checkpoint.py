@@ -6,6 +6,7 @@ dropout in step i draws from a generator seeded with (train.seed, i, rank).
 """
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -31,10 +32,14 @@ def save(path: Path, state: dict[str, Any]) -> None:
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as e:  # torch.save wraps a full disk in a RuntimeError
+    except (OSError, RuntimeError) as e:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: can't write the checkpoint: {getattr(e, 'strerror', None) or e}; "
-                        "earlier checkpoints are whole, free some space and start again") from None
+        said = e if isinstance(e, OSError) else e.__context__  # torch.save hides what the disk said
+        why = getattr(said, "strerror", None) or str(e)
+        if getattr(said, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            why = "no space left on the disk: free some, and the same command goes on"
+        kept = "; earlier checkpoints are whole" if any(path.parent.glob("*.pt")) else ""
+        raise UserError(f"{path}: can't write the checkpoint: {why}{kept}") from None
 
 
 def load(path: Path) -> dict[str, Any]:

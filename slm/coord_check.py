@@ -32,6 +32,7 @@ from slm.model import GPT
 from slm.optim import make_optimizer
 from slm.plot import STYLE
 from slm.schema import Optim
+from slm.screen import command
 from slm.shape import GPTConfig
 
 MODULES = ("embedding", "attention", "mlp", "residual", "logits")
@@ -290,4 +291,4 @@ def chosen(args: argparse.Namespace) -> list[tuple[str, str, list[int]]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

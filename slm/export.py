@@ -17,6 +17,7 @@ from pathlib import Path
 
 from slm.errors import UserError
 from slm.files import private, write_whole
+from slm.screen import command
 from slm.shape import GPTConfig
 
 # All that an export may hold: what an earlier one left is removed first.
@@ -202,4 +203,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

@@ -23,7 +23,8 @@ from slm import checkpoint
 from slm.decode import Decoder
 from slm.errors import UserError
 from slm.model import GPT, KVCache
-from slm.screen import say
+from slm.schema import MAX_SEED
+from slm.screen import command, say
 from slm.shape import GPTConfig
 
 GROUP = 16   # values of which likeliest looks at the largest first
@@ -158,15 +159,19 @@ class Writer:
     model: GPT
     tokenizer: object
 
-    def generate(self, prompt: str = "", max_new_tokens: int = 100, temperature: float = 0.8,
-                 top_k: int | None = None, top_p: float | None = None, seed: int = 0,
-                 stop: bool = True) -> str:
+    def generate(self, prompt: str | list[str] = "", max_new_tokens: int = 100,
+                 temperature: float = 0.8, top_k: int | None = None, top_p: float | None = None,
+                 seed: int = 0, stop: bool = True) -> str | list[str]:
         """The prompt and its continuation, as the beginning of a document: the model first reads an
-        end-of-text, as before every document that it was trained on.
+        end-of-text, as before every document that it was trained on. Of a list of prompts a list of
+        texts: see generate_many.
 
         max_new_tokens: at most so many. temperature, top_k, top_p: see pick. seed: the same seed
         gives the same text. stop: end at the model's end-of-text. Raises UserError.
         """
+        if isinstance(prompt, (list, tuple)):
+            return self.generate_many(list(prompt), max_new_tokens, temperature, top_k, top_p, seed,
+                                      stop)
         return self.generate_many([prompt], max_new_tokens, temperature, top_k, top_p, seed,
                                   stop)[0]
 
@@ -174,7 +179,10 @@ class Writer:
                       temperature: float = 0.8, top_k: int | None = None,
                       top_p: float | None = None, seed: int = 0, stop: bool = True) -> list[str]:
         """Several prompts at once; prompt i gives what generate(prompt, seed=seed + i) gives."""
-        check_sampling(max_new_tokens, temperature, top_k, top_p)
+        check_sampling(max_new_tokens, temperature, top_k, top_p, seed)
+        odd = next((prompt for prompt in prompts if not isinstance(prompt, str)), None)
+        if odd is not None:
+            raise UserError(f"prompt={odd!r} should be text, or a list of texts")
         eot = self.tokenizer.eot
         starts = [[eot, *self.tokenizer.encode(prompt)] for prompt in prompts]
         texts = generate_ids(self.model, starts, max_new_tokens, temperature=temperature,
@@ -189,7 +197,7 @@ class Writer:
 
 
 def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None,
-                   top_p: float | None) -> None:
+                   top_p: float | None, seed: int = 0) -> None:
     """Raises UserError, naming the value, where one makes no sense."""
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")
@@ -199,6 +207,8 @@ def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None,
         raise UserError(f"top_k={top_k} must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"top_p={top_p} must be above 0 and at most 1")
+    if not 0 <= seed <= MAX_SEED:
+        raise UserError(f"seed={seed} must be from 0 to {MAX_SEED}")
 
 
 def find_checkpoint(run: Path, which: str) -> Path:
@@ -253,16 +263,27 @@ def main(arguments: list[str] | None = None) -> int:
                                      "model.", allow_abbrev=False)
     parser.add_argument("folder", help="run folder, runs/<run>")
     parser.add_argument("prompt", nargs="?", default="", help="default: begin a new document")
-    parser.add_argument("--max_new_tokens", type=int, default=100)
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: greedy")
-    parser.add_argument("--top_k", type=int, help="only the k likeliest tokens")
-    parser.add_argument("--top_p", type=float, help="only the likeliest tokens up to this mass")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--which", default="best", choices=("best", "last"), help="checkpoint")
+    parser.add_argument("--max-new-tokens", "--max_new_tokens", type=int, default=100, metavar="N",
+                        help="at most so many (default 100)")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="T",
+                        help="0: greedy (default 0.8)")
+    parser.add_argument("--top-k", "--top_k", type=int, metavar="K",
+                        help="only the k likeliest tokens (default: all)")
+    parser.add_argument("--top-p", "--top_p", type=float, metavar="P",
+                        help="only the likeliest tokens up to this mass (default: all)")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="the same seed gives the same text (default 0)")
+    parser.add_argument("--which", default="best", choices=("best", "last"),
+                        help="checkpoint (default: best, by validation loss)")
     parser.add_argument("--device", help="cpu, cuda, ...; default: CUDA where there is one")
     args = parser.parse_args(arguments)
     try:
         writer = load(args.folder, args.which, args.device)
+        check_sampling(args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.seed)
+        n, block = len(writer.tokenizer.encode(args.prompt)), writer.model.config.block_size
+        if n > block:
+            print(f"the prompt has {n} tokens, more than the model's context: only the last "
+                  f"{block} are read", file=sys.stderr)
         print(writer.generate(args.prompt, args.max_new_tokens, args.temperature, args.top_k,
                               args.top_p, args.seed))
     except UserError as error:
@@ -272,4 +293,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

@@ -10,6 +10,7 @@ slm/mirror_child.py; they talk in JSON lines over its stdin and stdout.
 """
 from __future__ import annotations
 
+import argparse
 import configparser
 import importlib.util
 import json
@@ -31,7 +32,7 @@ from slm.errors import UserError
 from slm.files import is_locked, plain, private, shown
 from slm.lr_law import NAMED, read_law
 from slm.mirror_child import TURN
-from slm.screen import say
+from slm.screen import command, say
 from slm.shape import round_up
 
 ORDER = ("online", "offline", "disabled")  # from most to least
@@ -316,10 +317,19 @@ def report_skipped(reason: str) -> None:
         Mirror.start(track, Path(folder), {}, name="skipped").finish(0)
 
 
-if __name__ == "__main__":
+def main(args: list[str]) -> int:
+    """`python -m slm.mirror`; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m slm.mirror", allow_abbrev=False, description="Send "
+                                     "finished runs to W&B now, or again.")
+    parser.add_argument("folders", nargs="+", metavar="folder", help="run folder, runs/<run>")
     try:
-        for run in sys.argv[1:] or [""]:
-            send(Path(run))
+        for folder in parser.parse_args(args).folders:
+            send(Path(folder))
     except UserError as error:
         print(error, file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    command(main)

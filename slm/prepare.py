@@ -206,10 +206,13 @@ def _make(folder: Path, corpus: Corpus, data: Data, say: Callable[[str], None]) 
 def main(args: list[str]) -> int:
     from slm.spec import load_spec, parse_arguments
 
+    if {"--help", "-h"} & set(args):
+        print(__doc__ + "\n`python run.py --help` lists every key.")
+        return 0
     try:
         files, overrides = parse_arguments(args)
         if not files:
-            raise UserError(__doc__)
+            raise UserError("give a spec, as in: python -m slm.prepare experiments/base.yaml")
         prepare(load_spec(files, overrides).data)
     except UserError as e:
         print(e, file=sys.stderr)
@@ -218,4 +221,4 @@ def main(args: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    screen.command(main)

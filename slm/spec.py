@@ -21,6 +21,7 @@ from slm.keys import coerce, default, expected, fields, marks, nearest, section_
 from slm.layers import COMMAND_LINE, Layer, flatten, parse_arguments, read_layers
 from slm.resolve import resolve
 from slm.schema import Spec
+from slm.screen import command
 
 __all__ = ["COMMAND_LINE", "Layer", "Faults", "as_dict", "build", "help_text", "identity",
            "load_spec", "parse_arguments", "read_layers", "run_folder", "to_yaml"]
@@ -198,4 +199,4 @@ def help_text() -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(json_schema(), indent=1))
+    command(lambda args: print(json.dumps(json_schema(), indent=1)))

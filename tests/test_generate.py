@@ -13,6 +13,7 @@ import slm
 from slm import checkpoint, generate
 from slm.corpora import EOT
 from slm.decode import Decoder
+from slm.errors import UserError
 from slm.generate import Writer, generate_ids, likeliest, load, pick
 from slm.model import GPT, KVCache
 from slm.shape import PRESETS, GPTConfig
@@ -184,6 +185,10 @@ def test_text_in_text_out(run, tokenizer):
     many = writer.generate_many(["Once", "A cat"], max_new_tokens=9, seed=4)
     assert many == [writer.generate("Once", 9, seed=4), writer.generate("A cat", 9, seed=5)]
     assert writer.generate_many([]) == []
+    assert writer.generate(["Once", "A cat"], max_new_tokens=9, seed=4) == many
+    for wrong in (None, 3, ["Once", 3]):
+        with pytest.raises(UserError, match="should be text, or a list of texts"):
+            writer.generate(wrong)
 
 
 def test_text_ends_at_end_of_text_and_an_empty_prompt_begins_with_it(tokenizer):
@@ -242,7 +247,9 @@ def change_config(run: Path, **changes) -> None:
 @pytest.mark.parametrize("flags, says", [
     (["--temperature=-1"], "temperature"), (["--temperature=nan"], "temperature"),
     (["--top_k=0"], "top_k"), (["--top_p=0"], "top_p"), (["--top_p=1.5"], "top_p"),
-    (["--max_new_tokens=0"], "max_new_tokens"), (["--device=abacus"], "abacus")])
+    (["--max_new_tokens=0"], "max_new_tokens"), (["--max-new-tokens=0"], "max_new_tokens"),
+    (["--seed=" + "9" * 20], "seed=9999"), (["--seed=-1"], "seed=-1"),
+    (["--device=abacus"], "abacus")])
 def test_impossible_settings_get_one_line(run, flags, says, capsys):
     assert generate.main([str(run), "Once", *flags]) == 2
     error = capsys.readouterr().err
@@ -258,6 +265,13 @@ def test_the_command(run, capsys):
     with pytest.raises(SystemExit) as exit_:
         generate.main([str(run), "Once", "--colour=red"])
     assert exit_.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_a_prompt_longer_than_the_context_is_told(run, capsys):
+    for letters, lines in ((generate.load(run).model.config.block_size, 0), (500, 1)):
+        assert generate.main([str(run), "a" * letters, "--max-new-tokens=2"]) == 0
+        error = capsys.readouterr().err
+        assert error.count("\n") == lines and ("has 500 tokens" in error) == lines
 
 
 def test_a_character_split_between_prompt_and_continuation(tokenizer):

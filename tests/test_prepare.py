@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slm import mirror, tokenise
 from slm import prepare as prepare_module
-from slm import tokenise
 from slm.corpora import EOT
 from slm.errors import UserError
 from slm.prepare import find_prepared, open_prepared, prepare
@@ -314,6 +314,16 @@ def test_real_tinystories(tmp_path, reference_data):
     text = (reference_data / "tinystories" / "validation.txt").read_text(encoding="utf-8")
     stories = [s.strip() for s in text.split(EOT)][:-1]
     assert documents_of(p.val[:100_000], p.tokenizer)[:400] == stories[:400]
+
+
+def test_help_is_no_fault(capsys):
+    assert prepare_module.main(["--help"]) == 0
+    assert "python -m slm.prepare" in capsys.readouterr().out
+    assert prepare_module.main([]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(SystemExit) as e:
+        mirror.main(["--help"])
+    assert e.value.code == 0 and "runs/<run>" in capsys.readouterr().out
 
 
 def test_command(tmp_path):

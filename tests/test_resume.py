@@ -13,6 +13,8 @@ import torch
 from tiny import (ROOT, command, environment, equal_weights, final_weights, metrics, only_run,
                   start, without_times, write_spec)
 
+from slm import checkpoint
+from slm.errors import UserError
 from slm.record import Record
 from slm.signals import Signals, ctrl_c_ends
 
@@ -190,6 +192,19 @@ def test_broken_and_foreign_checkpoints_are_refused_in_one_line(straight, tmp_pa
     last.unlink()  # what the line advises: it goes on from the one before
     assert run.main([str(spec)]) == 0
     assert last.read_bytes()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+def test_a_full_disk_is_said_plainly(tmp_path, monkeypatch):
+    """torch.save on /dev/full, where every write fails as on a full disk."""
+    monkeypatch.setattr("builtins.open", lambda path, mode: os.fdopen(
+        os.open("/dev/full", os.O_WRONLY), mode) if mode == "wb" else None)
+    for before, says in ((False, "goes on"), (True, "earlier checkpoints are whole")):
+        if before:
+            (tmp_path / "best.pt").touch()
+        with pytest.raises(UserError, match="no space left on the disk.*goes on") as e:
+            checkpoint.save(tmp_path / "step-00000001.pt", {"a": torch.zeros(100_000)})
+        assert str(e.value).endswith(says) and "\n" not in str(e.value)
 
 
 def test_branches_equal_runs_trained_straight_to_their_horizon(straight, tmp_path):
