@@ -55,6 +55,11 @@ def amount(x: float) -> str:
     return f"{x:.3g}"
 
 
+def several(n: int, what: str) -> str:
+    """(1, 'run') -> '1 run', (1000, 'run') -> '1,000 runs'"""
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
 def duration(sec: float) -> str:
     """1 h 02 min, 3 min 20 s, 12.3 s."""
     if sec < 60:

@@ -13,11 +13,12 @@ from sweep_fakes import ROOT, environment, sweep, workplace
 from slm.errors import UserError
 from slm.keys import value_schema
 from slm.layers import parse_arguments
+from slm.screen import several
 from slm.spec import identity, load_spec
 from slm.sweep import machine, plan, process
 from slm.sweep.estimate import FIXED_SEC, makespan, measure
 from slm.sweep.points import Sweep
-from slm.sweep.table import count, duration, numbers, several, table
+from slm.sweep.table import count, duration, numbers, table
 
 H200 = machine.Gpu("0", "NVIDIA H200", 2**37)
 CPU = [machine.Slot("cpu 0"), machine.Slot("cpu 1")]

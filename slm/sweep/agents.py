@@ -11,10 +11,9 @@ import time
 from pathlib import Path
 
 from slm.errors import UserError
-from slm.screen import say
+from slm.screen import say, several
 from slm.sweep import process
 from slm.sweep.machine import Slot, make_slots
-from slm.sweep.table import several
 
 POLL_SEC = 0.2
 

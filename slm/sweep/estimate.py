@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from slm.screen import several
 from slm.sweep.points import Point, Sweep
 from slm.sweep.status import took_sec
-from slm.sweep.table import several
 
 MOST_RUNS = 200          # read no more than this many finished runs
 SHARE_OF_MATMUL = 0.3    # of a plain matrix product's speed, reached by training on a CPU

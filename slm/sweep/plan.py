@@ -6,11 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 from slm.plan import Plan, training_memory
+from slm.screen import several
 from slm.sweep import machine
 from slm.sweep.estimate import Times, makespan, measure
 from slm.sweep.machine import Slot
 from slm.sweep.points import Point, Sweep, shown
-from slm.sweep.table import count, cut, duration, memory, numbers, several, table
+from slm.sweep.table import count, cut, duration, memory, numbers, table
 
 ROWS = 40
 CUDA_CONTEXT_BYTES = 600_000_000  # of each process, beside what its allocator holds

@@ -6,10 +6,11 @@ import shutil
 import sys
 import time
 
+from slm.screen import several
 from slm.sweep.estimate import Times
 from slm.sweep.points import Point, Sweep
 from slm.sweep.status import State
-from slm.sweep.table import cut, duration, several
+from slm.sweep.table import cut, duration
 
 FOOT_SEC = 0.25    # between two pictures of the line at the foot of a terminal
 LINE_SEC = 30.0    # between two lines of progress in a file, at the least

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from slm.record import Record
+from slm.screen import several
 from slm.sweep.points import Point, Sweep
-from slm.sweep.table import cut, duration, several, table
+from slm.sweep.table import cut, duration, table
 
 STOPPED = "stopped_by_sweep"  # a file in the run folder: early_terminate ended this run, and why
 MARK = "[slm.sweep]"  # begins the launcher's own lines in the log of a run, the last ones there

@@ -26,11 +26,6 @@ def count(x: float) -> str:
     return f"{x:.3g}"
 
 
-def several(n: int, what: str) -> str:
-    """(1, 'run') -> '1 run', (1000, 'run') -> '1,000 runs'"""
-    return f"{n:,} {what}{'s' * (n != 1)}"
-
-
 def memory(x: float) -> str:
     """Bytes -> '512 MB', '3.2 GB'"""
     if x < 1e6:

@@ -5,10 +5,10 @@ import argparse
 import sys
 
 from slm.errors import UserError
+from slm.screen import several
 from slm.sweep import machine, plan as planning, status as standing
 from slm.sweep.machine import Slot
 from slm.sweep.points import Point, Sweep
-from slm.sweep.table import several
 
 
 def open_sweep(options: argparse.Namespace, overrides: list[str]) -> tuple[Sweep, list[Point]]:
