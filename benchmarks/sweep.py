@@ -65,7 +65,8 @@ def finished_sweep(folder: Path, runs: int) -> None:
         run.mkdir(parents=True)
         row = {"step": 4, "tokens": 256, "time_sec": 1.0, "val/loss": 2 + point["point"] / 1000}
         (run / "metrics.jsonl").write_text((json.dumps(row) + "\n") * 100)
-        (run / "summary.json").write_text(json.dumps({"status": "finished"}))
+        (run / "summary.json").write_text(json.dumps({"status": "finished",
+                                                      "horizon": {"steps": 4}}))
 
 
 def verbs_sec(folder: Path, runs: int) -> dict[str, float]:

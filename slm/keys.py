@@ -54,6 +54,16 @@ def marks(key: str) -> dict:
     return fields()[key].json_schema_extra or {}
 
 
+@lru_cache(maxsize=1)
+def conditions() -> list[tuple[str, dict[str, list]]]:
+    """(key, {another key: values}) for each condition of a key: it means something only where one
+    of these others has one of its values. Made once: a sweep resolves thousands of specs."""
+    return [(key, group) for key in fields()
+            for group in [*({other: allowed} for other, allowed in
+                            marks(key).get("only_if", {}).items()), marks(key).get("any_of", {})]
+            if group]
+
+
 def default(key: str) -> Any:
     return fields()[key].get_default(call_default_factory=True)
 

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel
 
 from slm.errors import ImpossiblePoint, UserError
-from slm.keys import coerce, default, expected, fields, marks, nearest, section_names
+from slm.keys import coerce, conditions, default, expected, fields, marks, nearest, section_names
 from slm.layers import COMMAND_LINE, Layer, flatten, parse_arguments, read_layers
 from slm.resolve import resolve
 from slm.schema import Spec
@@ -85,18 +85,16 @@ def merge(layers: list[Layer]) -> tuple[dict[str, Any], dict[str, int], Faults]:
 def drop_unused(values: dict, source: dict, layers: list[Layer], faults: Faults) -> None:
     """A key that means nothing here resolves to None, so that it can't change what a run is. It is
     a fault where it was asked for no earlier than the choice that makes it idle."""
-    for key in fields():
-        needs = [{other: allowed} for other, allowed in marks(key).get("only_if", {}).items()]
-        for group in needs + [marks(key).get("any_of", {})]:
-            if not group or any(values[other] in allowed for other, allowed in group.items()):
-                continue
-            if key in source and source[key] >= max(source.get(other, -1) for other in group) \
-                    and values[key] not in (None, default(key)):
-                faults.add(layers[source[key]].label, key, values[key], "does nothing with "
-                           + " and ".join(f"{other} = {word(values[other])} (needs "
-                                          + " or ".join(map(str, allowed)) + ")"
-                                          for other, allowed in group.items()))
-            values[key] = None
+    for key, group in conditions():
+        if any(values[other] in allowed for other, allowed in group.items()):
+            continue
+        if key in source and source[key] >= max(source.get(other, -1) for other in group) \
+                and values[key] not in (None, default(key)):
+            faults.add(layers[source[key]].label, key, values[key], "does nothing with "
+                       + " and ".join(f"{other} = {word(values[other])} (needs "
+                                      + " or ".join(map(str, allowed)) + ")"
+                                      for other, allowed in group.items()))
+        values[key] = None
 
 
 def word(value: Any) -> str:
