@@ -24,7 +24,7 @@ from slm.decode import Decoder
 from slm.errors import UserError
 from slm.model import GPT, KVCache
 from slm.schema import MAX_SEED
-from slm.screen import command, say
+from slm.screen import amount, command, say
 from slm.shape import GPTConfig
 
 GROUP = 16   # values of which likeliest looks at the largest first
@@ -159,6 +159,13 @@ class Writer:
     model: GPT
     tokenizer: object
 
+    def __repr__(self) -> str:
+        c = self.model.config
+        n = sum(p.numel() for p in self.model.parameters())
+        return (f"Writer({amount(n)} parameters, {c.n_layer} layers x {c.n_head} heads x width "
+                f"{c.n_embd}, {self.tokenizer.n_vocab:,} tokens of vocabulary, on "
+                f"{self.model.wte.weight.device})")
+
     def generate(self, prompt: str | list[str] = "", max_new_tokens: int = 100,
                  temperature: float = 0.8, top_k: int | None = None, top_p: float | None = None,
                  seed: int = 0, stop: bool = True) -> str | list[str]:
@@ -180,9 +187,9 @@ class Writer:
                       top_p: float | None = None, seed: int = 0, stop: bool = True) -> list[str]:
         """Several prompts at once; prompt i gives what generate(prompt, seed=seed + i) gives."""
         check_sampling(max_new_tokens, temperature, top_k, top_p, seed)
-        odd = next((prompt for prompt in prompts if not isinstance(prompt, str)), None)
-        if odd is not None:
-            raise UserError(f"prompt={odd!r} should be text, or a list of texts")
+        odd = [prompt for prompt in prompts if not isinstance(prompt, str)]
+        if odd:
+            raise UserError(f"prompt={odd[0]!r} should be text, or a list of texts")
         eot = self.tokenizer.eot
         starts = [[eot, *self.tokenizer.encode(prompt)] for prompt in prompts]
         texts = generate_ids(self.model, starts, max_new_tokens, temperature=temperature,

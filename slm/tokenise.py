@@ -14,6 +14,7 @@ from typing import Callable, Iterable, Iterator
 import numpy as np
 
 from slm.corpora import EOT, Corpus, Split
+from slm.corpora.text import no_documents
 from slm.errors import UserError
 from slm.tokenizer import Tokenizer
 
@@ -87,7 +88,7 @@ def _write_split(file: Path, split: Split, corpus: Corpus, tokenizer: Tokenizer,
                                         unit_scale=True, disable=None, leave=False) as bar):
         first = next(blocks, None)
         if first is None:
-            raise _no_documents(corpus, split)
+            raise no_documents(corpus, split)
         if split == "val":
             _check_lossless(tokenizer, first, say)
         encode = _Encoder(tokenizer, split)
@@ -148,17 +149,6 @@ def _in_order(function: Callable, items: Iterable) -> Iterator:
         finally:
             for future in under_way:
                 future.cancel()
-
-
-def _no_documents(corpus: Corpus, split: Split) -> UserError:
-    if split == "val" and next(iter(corpus.documents("train")), None) is not None:
-        return UserError(f"data: not enough documents in {corpus.name} for a validation split: "
-                         "none was held out; add documents (in .txt with <|endoftext|> between "
-                         "them), raise data.val_fraction, or add a file named validation")
-    if split == "train" and next(iter(corpus.documents("val")), None) is not None:
-        return UserError(f"data: no training documents in {corpus.name}: all of them are in the "
-                         "validation split")
-    return UserError(f"data: the corpus {corpus.name} is empty: no document in it")
 
 
 def _check_lossless(tokenizer: Tokenizer, documents: list[str],

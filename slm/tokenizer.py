@@ -242,7 +242,8 @@ def get_tokenizer(name: str, corpus: Corpus | None, cache_dir: str | Path,
     Args: name: gpt2 or another of tiktoken's, bpe:<vocab_size>, sentencepiece:<model file>;
         corpus: what a bpe is trained on (its train split); cache_dir: where a trained one is
         kept, by corpus and size; say: told what was decided for the user.
-    Raises: UserError: unknown name, a vocabulary that can't be fetched, bpe without a corpus.
+    Raises: UserError: unknown name, a vocabulary that can't be fetched, bpe without a
+        corpus or training text.
     """
     kind, _, argument = name.partition(":")
     if kind == "sentencepiece" and argument:
@@ -255,11 +256,14 @@ def get_tokenizer(name: str, corpus: Corpus | None, cache_dir: str | Path,
         return BytePairTokenizer(name, pattern, ranks, special, vocab_size)
     if corpus is None:
         raise UserError(f"data.tokenizer: {name} is trained on a corpus, and there is none here")
+    from slm.corpora.text import no_documents
     from slm.vocabularies import TRAINER, trained
     key = hashlib.sha256(f"{corpus.fingerprint}|{argument}|{TRAINER}".encode()).hexdigest()
     folder = Path(cache_dir) / "tokenizers" / f"bpe-{argument}-{key[:12]}"
     if (folder / FILE).exists():
         return load_tokenizer(folder)
+    if next(iter(corpus.documents("train")), None) is None:
+        raise no_documents(corpus, "train")
     pattern, ranks, special = trained(corpus.documents("train"), int(argument), say)
     tokenizer = BytePairTokenizer(name, pattern, ranks, special, vocab_size)
     tokenizer.save(folder)

@@ -15,10 +15,11 @@ from slm import mirror, tokenise
 from slm import prepare as prepare_module
 from slm.corpora import EOT
 from slm.errors import UserError
+from slm.loader import validation
 from slm.prepare import find_prepared, open_prepared, prepare
 from slm.schema import Data
 from slm.tokenizer import BytePairTokenizer
-from slm.vocabularies import GPT2_PATTERN
+from slm.vocabularies import GPT2_PATTERN, trained
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -245,10 +246,37 @@ def test_too_few_documents(tmp_path, fake, train, val, message):
 
 def test_empty_and_single_files(tmp_path):
     (tmp_path / "empty.txt").write_text(f"\n{EOT}\n")
-    (tmp_path / "one.txt").write_text("only one")
-    for name, message in (("empty.txt", "is empty"), ("one.txt", "validation split")):
-        with pytest.raises(UserError, match=message):
-            prepare(data(tmp_path, corpus="files", path=str(tmp_path / name)))
+    (tmp_path / "same.txt").write_text(f"the same\n{EOT}\n" * 300)
+    for folder, val in (("equal", "a fox"), ("no_val", "")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.txt").write_text("a fox")
+        (tmp_path / folder / "validation.txt").write_text(val)
+    for name, message in (("empty.txt", "empty.txt is empty"),
+                          ("same.txt", "same.txt: all its documents are the same text"),
+                          ("equal", "equal: no training documents are left: each of them equals"),
+                          ("no_val", "no_val: no document in its validation part")):
+        for tokenizer in ("gpt2", "bpe:300"):
+            with pytest.raises(UserError, match=message):
+                prepare(data(tmp_path, corpus="files", path=str(tmp_path / name),
+                             tokenizer=tokenizer))
+
+
+@pytest.mark.parametrize("kind", [".txt", ".jsonl"])
+def test_one_long_document_is_cut_in_two(tmp_path, kind):
+    """As in every nanoGPT folder: one text with no mark between its documents."""
+    file, text = tmp_path / f"input{kind}", "".join(f"Line {i} «é».\n" for i in range(2000)).strip()
+    file.write_text(text if kind == ".txt" else json.dumps({"text": text}) + "\n")
+    d = data(tmp_path, corpus="files", path=str(file), val_fraction=0.1, tokenizer="bpe:300")
+    said = []
+    p = prepare(d, said.append)
+    (train,), (val,) = documents_of(p.train, p.tokenizer), documents_of(p.val, p.tokenizer)
+    assert train + val == text and len(val) == round(0.1 * len(text))
+    assert any("is one document: its last 10.0%" in line for line in said)
+    assert prepare(d).folder == p.folder
+    for mode in ("windows", "stories"):
+        v = validation(p, mode, block_size=32)
+        assert len(p.val) - 32 <= v.tokens <= len(p.val), mode
+    assert p.tokenizer.ranks == trained([train], 300)[1]  # on nothing that is held out
 
 
 def test_end_of_text_inside_a_document(tmp_path, fake):

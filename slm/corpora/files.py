@@ -24,9 +24,9 @@ BLOCK_BYTES = 2**20
 class FilesCorpus(TextCorpus):
     """Local files; `val` may be empty, then a share of the documents is held out."""
 
-    def __init__(self, name: str, train: list[Path], val: list[Path], column: str,
+    def __init__(self, name: str, source: str, train: list[Path], val: list[Path], column: str,
                  val_fraction: float | None, cache: str | Path):
-        super().__init__(name, val_fraction)
+        super().__init__(name, source, val_fraction)
         self.files = {"train": train, "val": val}
         self.column = column
         self.cache = cache
@@ -82,7 +82,8 @@ def open_files(data: Data) -> FilesCorpus:
     files, root = _find(data.path)
     files, notes = _one_kind(files)
     train, val, more = _parts(files, root)
-    corpus = FilesCorpus("files", train, val, data.column or "text", data.val_fraction, data.cache)
+    corpus = FilesCorpus("files", data.path, train, val, data.column or "text", data.val_fraction,
+                         data.cache)
     corpus.notes = notes + more
     return corpus
 

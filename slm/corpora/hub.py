@@ -28,8 +28,7 @@ class HubCorpus(TextCorpus):
 
     def __init__(self, name: str, source: str, column: str, val_fraction: float | None,
                  cache: str | Path, advice: str):
-        super().__init__(name, val_fraction)
-        self.source = source
+        super().__init__(name, source, val_fraction)
         self.column = column
         self.cache = cache
         self.advice = advice

@@ -38,7 +38,7 @@ def open_tinystories(path: str | None, cache: str | Path) -> TextCorpus:
         raise UserError(f"data.path: no TinyStories in {path}: wanted one of "
                         + ", ".join(f"{t} with {v}" for t, v in LAYOUTS))
     train, val = found[0]
-    corpus = FilesCorpus("tinystories", sorted(root.glob(train)), sorted(root.glob(val)),
+    corpus = FilesCorpus("tinystories", path, sorted(root.glob(train)), sorted(root.glob(val)),
                          "text", None, cache)
     if len(found) > 1:
         others = ", ".join(t for t, _ in found[1:])
