@@ -159,34 +159,46 @@ def line_row(what: str, by: dict[int, list[float]], unit: str) -> Row:
 
 def draw(steps: dict, memory: dict, commands: dict, file: Path) -> None:
     """Four panels: step against batch and layers, memory against its estimate, commands."""
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(11, 8), layout="constrained")
-    axes = figure.subplots(2, 2)
-    for ax, (what, unit) in zip(axes[0], (("batch", "sequences of 128 tokens"),
-                                          ("layers", "layers"))):
-        curve(ax, steps[what], what, line=True)
-        ax.set(xlabel=unit, ylabel="ms per step", xlim=(0, None), ylim=(0, None))
-    measured, estimate = zip(*memory.values())
-    top = 1.1 * max(measured + estimate)
-    axes[1][0].fill_between([0, top], [0, 0.9 * top], [0, 1.1 * top], alpha=0.2, label="10 %")
-    axes[1][0].plot(estimate, measured, "o", label="a shape")
-    axes[1][0].set(xlabel="MB by --plan", ylabel="MB resident at the peak", xlim=(0, top),
-                   ylim=(0, top))
-    for what, by in commands.items():
-        curve(axes[1][1], by, what)
-    axes[1][1].set(xlabel="runs", ylabel="seconds", xscale="log", yscale="log")
-    for ax in axes.flat:
-        ax.legend(frameon=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120)
+    from analysis.plots.base import BLUE, GREEN, ORANGE, PURPLE, RED, canvas, style, to_png
+    with style():
+        figure, axes = canvas(None, 2, 2, height=6.4)
+        for ax, (what, unit) in zip(axes, (("batch", "sequences of 128 tokens"),
+                                           ("layers", "layers"))):
+            curve(ax, steps[what], "median, quartiles", BLUE, line=True)
+            ax.set(xlabel=unit, ylabel="ms per step", xlim=(0, None), ylim=(0, None),
+                   xticks=list(steps[what]), title=f"A step against {what}")
+        wanted = OFF_THE_ESTIMATE.value
+        axes[2].axvspan(-wanted, wanted, color=BLUE, alpha=0.12, linewidth=0)
+        for i, (label, (measured, estimate)) in enumerate(memory.items()):
+            off = 100 * (measured / estimate - 1)
+            axes[2].plot(off, i, "o", color=BLUE)
+            axes[2].annotate(f"{label}: {measured:,.0f} MB", (off, i), (0, 4), fontsize=7.5,
+                             textcoords="offset points", ha="center", va="bottom")
+        axes[2].set(title="Memory over what --plan says", ylim=(len(memory) - 0.5, -0.9),
+                    xlabel=f"% (shaded: within {wanted:g} %)", yticks=[])
+        reach = max(np.abs(axes[2].get_xlim()).max(), 1.5 * wanted)
+        axes[2].set_xlim(-reach, reach)
+        for (what, by), colour in zip(commands.items(), (BLUE, ORANGE, GREEN, RED, PURPLE)):
+            curve(axes[3], by, what, colour)
+        axes[3].set(title="Commands against runs", xlabel="runs", ylabel="seconds", xscale="log",
+                    yscale="log")
+        counts = sorted({n for by in commands.values() for n in by})
+        axes[3].set_xticks(counts, [f"{n:,}" for n in counts])
+        axes[3].xaxis.minorticks_off()
+        axes[3].yaxis.set_major_formatter("{x:g}")
+        axes[3].yaxis.set_minor_formatter("")
+        for ax in (axes[0], axes[1], axes[3]):
+            ax.legend()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(to_png(figure, dpi=120))
 
 
-def curve(ax, by: dict[int, list[float]], label: str, line: bool = False) -> None:
+def curve(ax, by: dict[int, list[float]], label: str, colour: str, line: bool = False) -> None:
     """Medians with quartiles; line: and the straight line through them, from 0."""
     spreads = [Spread.of(values) for values in by.values()]
     x, y = np.array(list(by)), np.array([s.median for s in spreads])
     error = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
-    ax.errorbar(x, y, yerr=error, fmt="o" if line else "o-", capsize=3, label=label)
+    ax.errorbar(x, y, yerr=error, fmt="o" if line else "o-", capsize=3, label=label, color=colour)
     if line:
         b, a = np.polyfit(x, y, 1, w=1 / y)
         ax.plot([0, x.max()], [a, a + b * x.max()], "k-", lw=1, label="straight line")

@@ -16,7 +16,7 @@ from benchmarks.__main__ import SECTIONS, main  # noqa: E402
 from benchmarks.child import Child, ChildFailed  # noqa: E402
 from benchmarks.gpu import TINY  # noqa: E402
 from benchmarks.gpu_work import Steps  # noqa: E402
-from benchmarks.growth import off_a_line  # noqa: E402
+from benchmarks.growth import draw, off_a_line  # noqa: E402
 from benchmarks.measure import Reach, Row, Spread, interleave, skip, table  # noqa: E402
 from benchmarks.peer import check, get_batch, substituted  # noqa: E402
 from slm.errors import UserError  # noqa: E402
@@ -169,3 +169,17 @@ def test_unknown_sections_and_a_false_peer_are_refused(tmp_path, capsys):
     assert all(name in said for name in SECTIONS)
     assert main(["loader", "--nanogpt", str(tmp_path)]) == 2
     assert "nanoGPT" in capsys.readouterr().err
+
+
+def test_growth_is_drawn_with_every_number_readable(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: (
+        figures.append(self), save(self, *args, **options)))
+    by = {30: [0.05, 0.06, 0.07], 1000: [0.8, 0.9, 1.1]}
+    draw({"batch": {3: [1.0, 2.0]}, "layers": {1: [1.0, 2.0]}}, {"small": (1324, 1300)},
+         {"sweep check": by}, tmp_path / "growth.png")
+    words = [t.get_text() for t in figures[0].findobj(lambda a: hasattr(a, "get_text"))]
+    assert "small: 1,324 MB" in words and "1,000" in words
+    assert not any("10^" in w for w in words) and (tmp_path / "growth.png").stat().st_size > 5000

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -45,6 +46,12 @@ def uncached(net: GPT, prompt: list[int], n: int, eot: int | None = None,
         if text[-1] == eot:
             break
     return text
+
+
+def test_a_writer_says_in_a_line_what_it_is():
+    said = repr(Writer(model(), SimpleNamespace(n_vocab=V)))
+    assert "\n" not in said and len(said) < 150
+    assert "2 layers x 4 heads x width 32" in said and "64 tokens of vocabulary" in said
 
 
 @pytest.mark.parametrize("preset", PRESETS)

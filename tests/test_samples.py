@@ -12,7 +12,7 @@ import torch
 import slm
 from analysis.samples.copies import TrainingIndex, documents_of, words_of
 from analysis.samples import (fable_verdicts, fresh_samples, longest_repeat, measures, ngrams,
-                              reference_measures, sample_table, sentences, side_by_side)
+                              named, reference_measures, sample_table, sentences, side_by_side)
 from slm import checkpoint
 from slm.corpora import EOT
 from slm.corpora.fables import Fables
@@ -64,6 +64,11 @@ def test_texts_that_can_not_be_measured():
                           (lambda: TrainingIndex(n=0), "at least 1")):
         with pytest.raises(UserError, match=message):
             call()
+
+
+def test_measures_are_named_as_people_say_them():
+    assert [named(c) for c in ("repeated_4", "copied_8", "distinct_2", "facts_right", "read")] == [
+        "repeated 4-grams", "copied 8-grams", "distinct-2", "facts right", "read"]
 
 
 # -- copies --------------------------------------------------------------------------------------

@@ -306,11 +306,11 @@ def dots(ax: Axes, x, y, color=None, **options) -> None:
     ax.scatter(x, y, color=color, **look)
 
 
-def whisker(ax: Axes, x: float, low: float, high: float, color: str) -> None:
-    """An interval as a line with caps. It need not hold the value it is of: a bootstrap interval
-    that corrects a bias can lie to one side (an error bar would refuse)."""
+def whisker(ax: Axes, x: float, low: float, high: float, color: str, cap: float = 6) -> None:
+    """An interval as a line with caps, `cap` points wide. It need not hold the value it is of: a
+    bootstrap interval that corrects a bias can lie to one side (an error bar would refuse)."""
     ax.vlines(x, low, high, color=color, linewidth=1.6, zorder=4)
-    ax.plot([x, x], [low, high], "_", color=color, markersize=6, mew=1.6, zorder=4)
+    ax.plot([x, x], [low, high], "_", color=color, markersize=cap, mew=1.6, zorder=4)
 
 
 # -- files -----------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from slm.errors import UserError
 from slm.screen import amount
 
 MOST_LINES = 10         # held-out runs that get a line each
+BAR = 0.42              # height of an interval, in lines
 
 
 @styled
@@ -47,10 +48,10 @@ def extrapolation(law, held_out_runs: pd.DataFrame, ax=None) -> Figure:
         left.plot(c, best_loss(law, c), color=BLACK, linewidth=1.1)
         handles.append(Line2D([], [], color=BLACK, label="best loss at each compute, L*(C)"))
     for x_, y_, low, value, high, ok in zip(kept["flops"], truth, p.low, p.value, p.high, inside):
-        whisker(left, x_, low, high, BLUE)
-        left.plot(x_, value, "_", color=BLUE, mew=2, markersize=11, zorder=4)
-        left.plot(x_, y_, "*" if ok else "X", color=GREEN if ok else RED, markersize=12 if ok else
-                  9, markeredgecolor="white", markeredgewidth=0.6, zorder=5, gid="held out")
+        whisker(left, x_, low, high, BLUE, cap=14)              # wider than what may lie on it
+        left.plot(x_, value, "_", color=BLUE, mew=2.4, markersize=14, zorder=4)
+        left.plot(x_, y_, "*" if ok else "X", color=GREEN if ok else RED, markersize=9 if ok else
+                  8, markeredgecolor="white", markeredgewidth=0.6, zorder=5, gid="held out")
     handles += [Line2D([], [], color=c_, marker=m, linestyle="", markersize=9, label=f"held out, "
                        f"{word}") for c_, m, word, there in ((GREEN, "*", "inside", inside.any()),
                                                              (RED, "X", "outside", (~inside).any()))
@@ -90,7 +91,7 @@ def draw_errors(ax: Axes, runs: pd.DataFrame, p, truth: np.ndarray, inside: np.n
     compute where there are many."""
     y = np.arange(len(runs))[::-1]
     low, high, error = (100 * (v / p.value - 1) for v in (p.low, p.high, truth))
-    reach = 1.25 * max(np.abs(np.concatenate([low, high, error])).max(), 0.1)
+    reach = 1.35 * max(np.abs(np.concatenate([low, high, error])).max(), 0.1)
     if len(runs) > MOST_LINES:
         x = runs["flops"].to_numpy(float)
         ax.vlines(x, low, high, color=BLUE, alpha=0.4, linewidth=2)
@@ -102,14 +103,13 @@ def draw_errors(ax: Axes, runs: pd.DataFrame, p, truth: np.ndarray, inside: np.n
         log_axis(ax, "x", "flops")
         ax.set_title("Error of each")
         return
-    ax.barh(y, high - low, left=low, height=0.42, color=BLUE, alpha=0.25, linewidth=0)
+    ax.barh(y, high - low, left=low, height=BAR, color=BLUE, alpha=0.25, linewidth=0)
     ax.axvline(0, color=BLUE, linewidth=1.4)
     for k, e in enumerate(error):
         ax.plot(e, y[k], "*" if inside[k] else "X", color=GREEN if inside[k] else RED, zorder=4,
                 markersize=12 if inside[k] else 9, markeredgecolor="white", markeredgewidth=0.6)
-        ax.annotate(f"{e:+.2f} %", (e, y[k]), (0, 8), textcoords="offset points", ha="center",
-                    fontsize=8.5, bbox={"facecolor": "white", "alpha": 0.75, "pad": 0.8,
-                                        "edgecolor": "none"})
+        ax.annotate(f"{e:+.2f} %", (e, y[k] + BAR / 2), (0, 3), textcoords="offset points",
+                    ha="center", fontsize=8.5)
     names = [f"{amount(r.n_params)} · {flops_text(r.flops)}" if "n_params" in runs else
              flops_text(r.flops) for r in runs.itertuples()]
     ax.set_yticks(y, names)

@@ -37,12 +37,13 @@ def attention_maps(reading: Reading, ax=None) -> Figure:
     as many axes as maps, if given."""
     layers, heads = (some(n, most) for n, most in zip(reading.attention.shape[:2],
                                                       (MOST_LAYERS, MOST_HEADS)))
+    size = min(8, 54 / len(heads))                  # titles side by side don't touch
     height = len(layers) * (WIDTH - 0.8) / max(len(heads), 4) * 1.12 + 0.7
     fig, axes = canvas(ax, len(layers), len(heads), height=height, sharex=True, sharey=True)
     for ax_, (layer, head) in zip(axes, ((i, j) for i in layers for j in heads)):
         image = ax_.imshow(reading.attention[layer, head], cmap=WEIGHTS, norm=NORM,
                            interpolation="nearest", gid=f"{layer} {head}")
-        ax_.set_title(f"layer {layer}, head {head}", fontsize=8, fontweight="normal")
+        ax_.set_title(f"layer {layer}, head {head}", fontsize=size, fontweight="normal")
         ax_.set(xticks=[], yticks=[])
         ax_.grid(False)
     bar = fig.colorbar(image, ax=axes, pad=0.01, aspect=20, shrink=0.6, ticks=TICKS)

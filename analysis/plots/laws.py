@@ -121,7 +121,7 @@ def optimum(frontier, at: float | None = None, ax=None) -> Figure:
     at = float(at or 10 * end)
     if not (np.isfinite(at) and at > 0):
         raise UserError(f"optimum: at={at:g} should be a positive number of FLOPs")
-    fig, axes = canvas(ax, 1, 2, height=4.6)
+    fig, axes = canvas(ax, 1, 2, height=4.1 + 0.33 * len(frontier.approaches))
     low = float(np.exp(frontier.log_c[0]))
     c = np.geomspace(min(low, at), max(end, at), 40)
     table = frontier.table_at(at).set_index("approach")
@@ -134,8 +134,9 @@ def optimum(frontier, at: float | None = None, ax=None) -> Figure:
             ax_.fill_between(c, line[f"{column}_low"], line[f"{column}_high"], color=colour,
                              alpha=0.13, linewidth=0)
             r = table.loc[name]
-            label = f"{plain(way.label)}\n{power} = {r[power]:.3f} " \
-                    + interval(r[f"{power}_low"], r[f"{power}_high"])
+            ends = r[f"{power}_low"], r[f"{power}_high"]
+            label = f"{plain(way.label)}\n{power} = {r[power]:.3f}" + (
+                ", interval not determined" if np.isinf(ends).all() else f" {interval(*ends)}")
             for part, dash in ((c <= end, "-"), (c >= end, (0, (4, 2)))):
                 ax_.plot(c[part], line[column][part], color=colour, linestyle=dash, linewidth=1.5,
                          label=label if dash == "-" else None)
@@ -144,28 +145,31 @@ def optimum(frontier, at: float | None = None, ax=None) -> Figure:
                 ax_.plot(rows["flops"], rows[column], marker, color="white" if hollow else colour,
                          markeredgecolor=colour, markersize=6, linestyle="", zorder=4,
                          gid=f"minima {name}")
-        star(ax_, table.loc["3"], column, at)
+        star(ax_, table.loc["3"], column, at, highest=table[column].max())
         log_axis(ax_, "x", "flops")
         log_axis(ax_, "y", column, f"optimal {LABELS[column][:-2]} {LABELS[column][-1]}*")
-        ax_.legend(loc="upper left", fontsize=7.8, handlelength=1.4, labelspacing=0.6)
         low_y, high_y = ax_.get_ylim()
-        ax_.set_ylim(low_y, high_y * (high_y / low_y) ** 0.38)       # room for the legend
-    axes[0].set_title("Compute-optimal size: N* ~ C^a")
-    axes[1].set_title("and tokens: D* ~ C^b")
+        ax_.set_ylim(low_y, high_y * (high_y / low_y) ** 0.16)       # room for the star's numbers
+        # above the axes, which runs and lines fill
+        ax_.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=7.8, handlelength=1.4,
+                   labelspacing=0.6, borderpad=0.2, borderaxespad=0.2)
+    pad = 8 + 24 * len(frontier.approaches)
+    axes[0].set_title("Compute-optimal size: N* ~ C^a", pad=pad)
+    axes[1].set_title("and tokens: D* ~ C^b", pad=pad)
     caption(fig, f"bands {law.level:.0%}, of the line alone", f"star: approach 3 at C = "
             f"{flops_text(at)}", *law_caption(law), ax=None if ax is None else axes[0])
     return fig
 
 
-def star(ax: Axes, row: pd.Series, column: str, at: float) -> None:
-    """The extrapolated optimum with its interval and numbers."""
+def star(ax: Axes, row: pd.Series, column: str, at: float, highest: float) -> None:
+    """The extrapolated optimum with its interval and, above all lines there, its numbers."""
     low, value, high = (row[f"{column}{end}"] for end in ("_low", "", "_high"))
     if np.isfinite([low, high]).all():
         whisker(ax, at, low, high, RED)
     ax.plot(at, value, "*", color=RED, markersize=14, markeredgecolor="white",
             markeredgewidth=0.6, zorder=6)
     letter = {"n_params": "N", "tokens": "D"}[column]
-    top = high if np.isfinite(high) else value
+    top = max(highest, high if np.isfinite(high) else value)
     ax.annotate(f"{letter}* = {amount(value)}\n{interval(low, high, amount)}", (at, top),
                 (6, 9), textcoords="offset points", ha="right", va="bottom", fontsize=8.5,
                 color=RED)
@@ -230,8 +234,9 @@ def contours(law, frontier=None, ax: Axes | None = None) -> Figure:
     loss_axis(bar.ax)
     bar.ax.set_ylabel("loss of the run (nats per token)")
     ax_.grid(False)
-    ax_.legend(handles=handles, loc="lower left", frameon=True, framealpha=0.85, edgecolor="none")
-    ax_.set_title(f"Contours of {plain(law.form.equation, 90)}")
+    ax_.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0.2,
+               borderaxespad=0.2)             # between the axes and the title: runs fill the axes
+    ax_.set_title(f"Contours of {plain(law.form.equation, 90)}", pad=24)
     caption(fig, "points: runs", *law_caption(law), ax=ax)
     return fig
 

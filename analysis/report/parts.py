@@ -14,6 +14,8 @@ from slm.screen import amount
 
 ROWS = 2000             # of the table of runs
 TEXTS, PROMPTS, LONGEST = 4, 4, 1500
+MEASURES = ("words", "distinct_2", "repeated_4", "longest_repeat", "sound", "facts_right",
+            "name_slips")
 HEADS = {"n_params": "N", "tokens": "D", "flops": "C", "bits_per_byte": "bits/byte",
          "time_sec": "time", "tokens_per_sec": "tokens/s", "n_layer": "layers", "n_head": "heads",
          "n_embd": "width", "unique_tokens": "unique", "loss_se": "± se"}
@@ -311,7 +313,7 @@ def predictions(study) -> Html:
 
 def samples(study) -> Html:
     """The last texts of a few runs at the same prompts, and measures of them."""
-    from analysis.samples import longest_runs, sample_table, side_by_side
+    from analysis.samples import longest_runs, named, sample_table, side_by_side
     texts = study.samples
     sized = longest_runs(study.runs[study.runs["run"].isin(texts["run"])])
     few = sized.iloc[np.unique(np.linspace(0, len(sized) - 1, TEXTS).round().astype(int))]
@@ -327,11 +329,8 @@ def samples(study) -> Html:
     shown_texts = [join([tag("h3", f"“{prompt}”"), table(heads, [
         [Cell(shortened(t), None, "text") for t in row]])])
         for prompt, row in zip(beside.index, beside.to_numpy())]
-    names = {"words": "words", "distinct_2": "distinct-2", "repeated_4": "repeated 4-grams",
-             "longest_repeat": "longest repeat", "sound": "sound", "facts_right": "facts right",
-             "name_slips": "name slips"}
     measured = sample_table(last, few, by=("run",))
-    shown = [c for c in names if c in measured and measured[c].notna().any()]
+    shown = [c for c in MEASURES if c in measured and measured[c].notna().any()]
     measures = [[Cell(str(r["run"]), None, "name"), number(r.get("n_params", np.nan), amount),
                  number(r.get("loss", np.nan), ".4f"), number(r["n_texts"], ".0f"),
                  *[number(r[c], ".3g") for c in shown]] for _, r in measured.iterrows()]
@@ -339,7 +338,7 @@ def samples(study) -> Html:
         tag("p", f"The last texts of {len(few)} of {texts['run'].nunique()} runs that wrote some, "
             "smallest model first; of each size its longest run.", class_="soft"), *shown_texts,
         tag("h3", "Measures of these texts"),
-        table(["run", "N", "loss", "texts", *[names[c] for c in shown]], measures),
+        table(["run", "N", "loss", "texts", *map(named, shown)], measures),
         bullets(measured.attrs.get("notes", []), class_="soft")])
 
 

@@ -56,6 +56,14 @@ def measures(texts: Iterable[str], training: TrainingIndex | None = None,
     return out | {f"copied_{training.n}": float(copied / tested) if tested else float("nan")}
 
 
+def named(measure: str) -> str:
+    """A measure as people say it: repeated_4 -> repeated 4-grams."""
+    name, _, n = measure.rpartition("_")
+    if name in ("repeated", "copied"):
+        return f"{name} {n}-grams"
+    return f"{name}-{n}" if name == "distinct" else measure.replace("_", " ")
+
+
 def written(texts: Iterable[str], prompts: Iterable[str] | None = None) -> list[str]:
     """The texts without their prompts. Raises UserError."""
     texts = list(texts)
