@@ -11,11 +11,13 @@ LEAST = 8               # measurements a window
 GROWTH = 1.25           # later windows are so much wider in proportion
 
 
-def dynamics_of(source: pd.DataFrame, run: str | None = None) -> pd.DataFrame:
+def dynamics_of(source: pd.DataFrame, run: str | None = None,
+                longest: bool = False) -> pd.DataFrame:
     """The rows of one run's history that hold measurements, in the order of steps.
 
-    source: of load_history or load_runs. run: which, where several were measured. Raises UserError:
-    none measured, several and no choice, a name that is not there."""
+    source: of load_history or load_runs. run: which, where several were measured; longest: then
+    that with most tokens, if none is named. .attrs["measured"]: the names of all that were. Raises
+    UserError: none measured, several and no choice, a name that is not there."""
     if not isinstance(source, pd.DataFrame) or "run" not in source:
         raise UserError("dynamics are drawn from a table of load_history or load_runs")
     if "step" not in source:
@@ -27,13 +29,17 @@ def dynamics_of(source: pd.DataFrame, run: str | None = None) -> pd.DataFrame:
     if not names:
         raise UserError("no run here measured its dynamics: train one with "
                         "--track.dynamics_interval=<steps>")
+    if run is None and longest:
+        run = rows.groupby("run", sort=False)["tokens"].max().idxmax()
     if run is None and len(names) > 1:
         raise UserError(f"{len(names)} runs measured their dynamics: say run=, one of "
                         + ", ".join(names[:6]))
     if run is not None and run not in names:
         raise UserError(f"run={run!r} measured no dynamics; these did: {', '.join(names[:6])}")
     rows = rows[rows["run"] == (run or names[0])].sort_values("step", kind="stable")
-    return rows.dropna(axis=1, how="all").reset_index(drop=True)
+    rows = rows.dropna(axis=1, how="all").reset_index(drop=True)
+    rows.attrs["measured"] = names
+    return rows
 
 
 def windows(n: int) -> list[slice]:

@@ -54,8 +54,6 @@ def run(options: argparse.Namespace):
     from analysis.runs import load_runs
     from analysis.scaling.lr_law import fit_lr_law
     from analysis.where import select
-    if not 0 < options.level < 1:
-        raise UserError(f"--level={options.level:g}: should lie between 0 and 1, as 0.95")
     if options.bootstrap < 20:
         raise UserError(f"--bootstrap={options.bootstrap}: should be 20 or more")
     runs = select(load_runs(*options.runs, cache=options.cache), options.where)

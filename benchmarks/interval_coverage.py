@@ -170,6 +170,23 @@ def known_floor(rng) -> dict:
         | predicted(law, rng, normal(0.005), n, d)
 
 
+SMALL = dict(E=0.42, A=280.0, B=99.0, alpha=0.494, beta=0.318)
+
+
+def small(floor: float | None):
+    """A first sweep on two cores: 9 sizes over one decade, 4 horizons over less than one, noise
+    3 %, far above the floor, which such runs hardly show."""
+    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(2e4, 2e5, 9), np.geomspace(2e4, 1.6e5, 4)))
+    loss = SMALL["E"] + SMALL["A"] / n ** SMALL["alpha"] + SMALL["B"] / d ** SMALL["beta"]
+
+    def trial(rng) -> dict:
+        law = fit_law(runs_of(n, d, loss, normal(0.03)(rng, n)), floor=floor,
+                      **options(rng))
+        return inside({k: SMALL[k] for k in ("alpha", "beta", "E") if k in law.intervals},
+                      law.intervals)
+    return trial
+
+
 SCENARIOS = {
     "chinchilla, grid 5 x 4, noise 0.3 %": chinchilla(grid(5, 4), normal(0.003)),
     "chinchilla, isoflop 5 x 8, noise 1 %": chinchilla(isoflop(5, 8), normal(0.01)),
@@ -188,6 +205,8 @@ SCENARIOS = {
     "L(C) no floor, 10 budgets x 2 seeds": one_variable("L(C) no floor", "flops", 10, 0.01),
     "overtraining, 5 x 6": overtraining,
     "repeated_data, 4 x 3 x 4": repeated,
+    "small sweep, 9 x 4 over a decade, noise 3 %": small(None),
+    "small sweep, floor known": small(SMALL["E"]),
 }
 
 

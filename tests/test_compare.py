@@ -276,6 +276,9 @@ def test_odd_rows_are_told_and_odd_factors_leave_the_table():
     told = " ".join(found.notes)
     assert "crashed" in told and "without a finite" in told and "its last is taken" in told
     assert found.table["n_seeds"].sum() == 34 and found.table["mean"].max() < 5
+    short = compare(runs.assign(horizon_tokens=2 * runs.tokens))     # stopped early: compared, told
+    assert short.table["n_seeds"].sum() == 34 and "stopped short" in " ".join(short.notes)
+    assert len(repr(short)) < 300 and "34 runs by loss" in repr(short)
     alone = compare(runs.drop(columns=["n_layer", "n_head", "n_embd"]))
     assert alone.effects is None and any("no column n_layer" in n for n in alone.notes)
     with pytest.raises(UserError, match="each has one value"):

@@ -89,9 +89,25 @@ def test_figure_shows_the_averages():
     plots.to_png(plots.plot_dynamics(made_up(1)))
 
 
+def test_an_interval_that_leaves_the_axis_ends_in_an_arrow():
+    rows = made_up(6)
+    rows["dynamics/grad_mean_sq"] *= np.array([3, -1, 3, -1, 3, -1])      # hardly above 0
+    low, high = noise_scale(rows)[["low", "high"]].iloc[0]
+    assert low > 0 and high == np.inf
+    ax = plots.plot_dynamics(rows).axes[0]
+    ends = [line.get_ydata()[0] for line in ax.get_lines() if line.get_gid() == "beyond"]
+    assert ax.get_ylim()[1] in ends and all(y in ax.get_ylim() for y in ends)
+    assert "arrow" in plots.plot_dynamics(rows).caption_text
+    sure = plots.plot_dynamics(made_up()).axes[0]
+    assert not [line for line in sure.get_lines() if line.get_gid() == "beyond"]
+
+
 def test_which_run_is_drawn_must_be_clear():
     two = pd.concat([made_up(20), made_up(20, "s"), pd.DataFrame({"run": ["t"], "step": [1]})])
     assert set(dynamics_of(two, "s")["run"]) == {"s"}
+    longer = pd.concat([two, made_up(30, "u")])          # a figure takes the longest and says so
+    caption = plots.plot_dynamics(longer).caption_text.replace("\xa0", " ")
+    assert "u (of 3 that were measured: run= says which)" in caption and "n = 30" in caption
     for call, says in ((lambda: dynamics_of(two), "2 runs measured their dynamics: say run="),
                        (lambda: dynamics_of(two, "t"), "'t' measured no dynamics"),
                        (lambda: dynamics_of(two[["run", "step"]]), "--track.dynamics_interval"),

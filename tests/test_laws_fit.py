@@ -8,7 +8,8 @@ import pytest
 from run_folders import write_run
 
 from analysis import best_settings, fit_law, load_runs, load_table
-from analysis.scaling.checks import epoch_warnings
+from analysis.scaling import Law
+from analysis.scaling.checks import epoch_warnings, fit_warnings
 from analysis.scaling.forms import FORMS
 from slm.errors import UserError
 
@@ -225,6 +226,11 @@ def test_any_column_can_be_n():
     (lambda r: r.assign(loss="n/a"), "loss is 'n/a'"),
     (lambda r: r.assign(tokenizer=["gpt2", "bpe:512"] * 10), "not comparable.*allow_mixed=True"),
     (lambda r: r.assign(corpus=["fables"] * 19 + ["tinystories"]), "2 kinds of corpus"),
+    (lambda r: r.assign(eval_tokens=[4000.0] * 12 + [20000.0] * 8),
+     r"eval_tokens 4,000, 20,000.*not comparable.*runs\[runs.eval_tokens == 4000\], --where"),
+    (lambda r: r.assign(floor=[0.41] * 12 + [0.42] * 8), "floor 0.41, 0.42.*not comparable"),
+    (lambda r: r.assign(horizon_tokens=2 * r.tokens, schedule="cosine", reason="time limit of 3 s"),
+     r"20 of 20 rows left out: stopped short .*not decayed \(time limit of 3 s\)"),
     (lambda r: r.assign(status="diverged"), "no usable run: 20 of 20 rows left out: diverged"),
     (lambda r: r.to_dict(), "DataFrame"),
 ])
@@ -237,11 +243,13 @@ def test_tables_that_are_refused(change, message):
 @pytest.mark.parametrize("options, message", [
     (dict(form="chinchila"), "there are chinchilla"), (dict(resampling="rows"), "there are auto"),
     (dict(form="L(N) no floor", floor=1.0), "has no floor"),
-    (dict(floor="floor"), "no column floor"),
+    (dict(floor="floor"), "no column floor"), (dict(bootstrap=0), "bootstrap=0: should be 2"),
+    (dict(level=95), "level=95: should lie between 0 and 1"), (dict(delta=0), "delta=0: should be"),
+    (dict(floor=-1), "floor=-1: a known floor is"), (dict(polish=0), "polish=0: should be 1"),
     (dict(form="repeated_data"), "no column unique_tokens")])
 def test_options_that_are_refused(options, message):
     with pytest.raises(UserError, match=message):
-        fit_law(ladder(), bootstrap=20, **options)
+        fit_law(ladder(), **{"bootstrap": 20, **options})
 
 
 def test_predictions_that_are_refused():
@@ -260,6 +268,27 @@ def test_rows_left_out_are_told():
     assert len(law.runs) == 20
     told = " ".join(law.notes)
     assert "diverged" in told and "preempted" in told and "2 of 24 rows left out: without" in told
+
+
+def test_runs_that_stopped_short_are_left_out_unless_nothing_was_to_decay():
+    """A step of rounding is none; of checkpoints the last row decides."""
+    runs = ladder(6, 4).assign(horizon_tokens=lambda r: r.tokens + 400.0, batch_tokens=512.0)
+    runs.loc[[3, 7], "horizon_tokens"] *= 1.5
+    runs["schedule"] = "cosine"
+    law = fit_law(runs, bootstrap=20)
+    assert len(law.runs) == 22 and any(n.startswith("2 of 24 rows left out: stopped short")
+                                       for n in law.notes)
+    assert len(fit_law(runs.assign(schedule="constant"), bootstrap=20).runs) == 24
+    rows = checkpoints().assign(horizon_tokens=lambda r: r.groupby("run").tokens.transform("max"))
+    assert len(fit_law(rows, bootstrap=20).runs) == len(rows)
+
+
+@pytest.mark.parametrize("more, message", [
+    (dict(eval_mode="windows", block_size=[64.0, 128.0] * 10), "block_size 64, 128"),
+    (dict(eval_tokens=[4e3, 2e4] * 10), "not comparable")])
+def test_evaluations_that_differ_are_told(more, message):
+    law = fit_law(ladder(**more), bootstrap=20, allow_mixed="eval_tokens" in more)
+    assert any(message in n for n in law.notes)
 
 
 @pytest.mark.parametrize("more, message", [
@@ -298,6 +327,62 @@ def test_ill_identified_fits_say_so():
     assert any("mixes both" in w for w in mixed.warnings)
 
 
+def small(seed: int) -> pd.DataFrame:
+    """A first sweep: a decade of sizes, less of tokens, noise of 3 %, far above the floor."""
+    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(2e4, 2e5, 9), np.geomspace(2e4, 1.6e5, 4)))
+    loss = (0.42 + 280 / n ** 0.494 + 99 / d ** 0.318) * np.exp(
+        0.03 * np.random.default_rng(seed).standard_normal(36))
+    return pd.DataFrame({"run": range(36), "n_params": n, "tokens": d, "loss": loss, "floor": 0.42})
+
+
+@pytest.fixture(scope="module")
+def small_laws() -> dict[int, Law]:
+    """By seed: a floor at its limit (4), one that its resamples pile at (5), neither (1), and, by
+    the sign of the seed, the same with the floor known."""
+    return {sign * seed: fit_law(small(seed), bootstrap=200, polish=16,
+                                 floor="floor" if sign < 0 else None)
+            for seed in (1, 4, 5) for sign in (1, -1)}
+
+
+def test_no_interval_excludes_its_estimate_or_reaches_what_can_not_be(small_laws):
+    for law in small_laws.values():
+        for name, (low, high) in law.intervals.items():
+            assert low <= law.params[name] <= high and np.isfinite(high), name
+            assert low >= 0 or name == "E"
+            assert name != "E" or low > -law.runs["loss"].min() / 2 or low == -np.inf
+        p = law.predict(n_params=1e5, tokens=1e6)
+        assert p.low <= p.band_low <= p.value <= p.band_high <= p.high
+    turned = [not small_laws[k].resamples.percentiles for k in (1, 4, 5, -1, -4)]
+    assert turned == [True, False, False, True, False]
+
+
+def test_a_floor_at_the_limit_of_its_search_is_told_loudly(small_laws):
+    law, piled, clear = (small_laws[k] for k in (4, 5, 1))
+    assert law.intervals["E"][0] == -np.inf and law.to_dict()["intervals"]["E"][0] is None
+    assert "AT THE LIMIT OF ITS SEARCH" in law.summary() and "limit" in law.notes[-1]
+    told, = (w for w in law.warnings if "limit of its search" in w)
+    assert "do not determine it" in told and 'fit_law(runs, floor="floor")' in told
+    assert any("% of the resamples" in w and "no lower end" in w for w in piled.warnings)
+    assert not any("limit of its search" in w for w in [*clear.warnings, *clear.notes])
+    law.runs = law.runs.drop(columns="floor")
+    assert any("say a known floor (floor=)" in w for w in fit_warnings(law))
+
+
+def test_a_second_estimator_with_an_exponent_below_zero_is_warned_of(small_laws):
+    law = small_laws[1]
+    law.cross_check = {**law.params, "beta": -0.01}
+    law.intervals = {**law.intervals, "beta": (0.0, 2 * law.params["beta"])}
+    assert any("finds beta = -0.01" in w for w in fit_warnings(law))
+
+
+def test_a_law_is_two_lines_in_a_notebook():
+    law = fit_law(ladder(), bootstrap=50, floor=1.8)
+    first, second = repr(law).split("\n")
+    low, high = law.intervals["alpha"]
+    assert law.form.equation in first and "20 runs" in first and "E 1.8 known" in second
+    assert f"alpha {law.params['alpha']:.4g} [{low:.4g}, {high:.4g}]" in second
+
+
 # -- tables from anywhere ------------------------------------------------------------------------
 
 def test_load_table_maps_columns_of_files(tmp_path):
@@ -315,11 +400,17 @@ def test_load_table_maps_columns_of_files(tmp_path):
 
 
 def test_load_table_says_what_is_wrong(tmp_path):
-    (tmp_path / "bad.csv").write_text("N,D,loss\n1,2,x\n")
+    (tmp_path / "bad.csv").write_text('N,D,loss,name\n1,2,3,"a\nb"\n\n1,2,x,c\n')
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "t.txt").write_text("1")
     for call, message in ((lambda: load_table(tmp_path / "no.csv"), "no such file"),
-                          (lambda: load_table(tmp_path / "bad.csv"), "loss is 'x' in row 0"),
+                          (lambda: load_table(tmp_path / "bad.csv"), "loss is 'x' in line 5;"),
+                          (lambda: load_table(ladder(), n_params="n_params", flops="C"),
+                           "no column 'C' for flops"),
+                          (lambda: load_table(ladder(), n_parms="n_params"),
+                           "n_parms: .*did you mean n_params"),
+                          (lambda: load_table(ladder(), n_params="tokens", tokens="tokens"),
+                           "can't be both n_params and tokens"),
                           (lambda: load_table(tmp_path / "empty.csv"), "can't be read"),
                           (lambda: load_table(tmp_path / "t.txt"), "a .csv or .parquet"),
                           (lambda: load_table(ladder()), "no column 'N' for n_params"),

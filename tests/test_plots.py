@@ -2,6 +2,7 @@
 import io
 import re
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -164,6 +165,14 @@ def test_bootstrap_pairs_hold_every_parameter(law):
     assert names == {"E", "log10 A", "log10 B", "α", "β"}
     low, high = law.intervals["alpha"]
     assert f"α = {law.params['alpha']:.3f} [{low:.3f}, {high:.3f}]" in texts(fig)
+    law = replace(law)                                  # an interval and estimate beyond the draws
+    law.intervals = {**law.intervals, "E": (-np.inf, 2.5)}
+    law.fit = replace(law.fit, theta=law.fit.theta - np.eye(5)[0])
+    axis = plots.bootstrap_pairs(law).axes[0]
+    low, high = axis.get_xlim()
+    assert low < law.fit.params["E"] and high >= 2.5
+    box = axis.patches[-1].get_bbox()
+    assert low <= box.x0 < box.x1 <= high
     with pytest.raises(UserError, match="10 resamples"):
         plots.bootstrap_pairs(fit_law(law.runs, bootstrap=5, polish=8))
 

@@ -9,7 +9,7 @@ import pytest
 from run_folders import spec_of, write_run
 
 from analysis import scaling
-from analysis.predict import main, predict_spec
+from analysis.predict import DATA, check_data, main, predict_spec
 from analysis.predict.record import append, outcomes, read_predictions
 from analysis.runs import load_runs
 from slm.cost import count_params, flops_per_token
@@ -95,6 +95,9 @@ def test_other_data_are_refused_unless_told(plan):
             predict_spec(runs, path, {key: value})
     with pytest.raises(UserError, match="corpus: fables in the spec, tinystories in the runs"):
         predict_spec(runs.assign(corpus="tinystories"), path)
+    assert check_data(runs, {"eval_tokens": 40_000.0} | dict.fromkeys(DATA[:-1]), False)
+    with pytest.raises(UserError, match="eval_tokens: 4,000 in the spec, 40,000 in the runs: .*"):
+        check_data(runs[["eval_tokens"]], {"eval_tokens": 4000.0}, False)
     mixed = predict_spec(runs, path, {"data.eval_mode": "windows"}, allow_mixed=True, bootstrap=50)
     assert any("eval_mode: windows" in line for line in mixed.notes)
     assert any("not prepared" in line for line in mixed.notes)
@@ -147,6 +150,7 @@ def test_bad_input_is_a_line_and_exit_code_2(plan, capsys):
             ([top, "--spec", path, "--floor=flor"], "no number and no column"),
             ([top, "--spec", path, "--floor=9"], "not above the known floor"),
             ([top, "--spec", path, "--level=95"], "between 0 and 1"),
+            ([top, "--spec", path, "--floor", "-1"], "floor=-1.0: a known floor is"),
             ([top, "--spec", path, "--where=n_embd < 17"], "needs at least"),
             ([top, "--spec", path, "--out", "none/p.jsonl"], "can't be written")]:
         assert main([*map(str, args), "--bootstrap=50"]) == 2

@@ -260,6 +260,8 @@ def test_a_table_that_shows_little_still_gives_a_page(tmp_path, capsys):
     code = main([str(file), "--column", "n_params=Model Size", "--where", "kind = 'a' & b",
                  "--out", str(out)])
     assert code == 2 and "did not expect '&'" in capsys.readouterr().err
+    assert main([str(file), "--column", "n_parms=Model Size", "--out", str(out)]) == 2
+    assert "did you mean n_params" in capsys.readouterr().err
     assert main([str(file), "--column", "n_params=Model Size", "--where", "kind = 'a'",
                  "--out", str(out), "--title", "T"]) == 0
     page = Page(out.read_text())

@@ -101,6 +101,8 @@ def test_every_folder_is_kept_with_status_and_reason(tmp_path):
     r, spec = row[done.name], spec_of(top)
     assert (r["loss"], r["floor"], r["tokens"], r["steps"], r["n_embd"], r["val_sha256"]) == \
         (3.0, 1.5, 20_480, 20, 16, "bb")
+    assert r["eval_tokens"] == 40_000                           # all there are, of 200,000 asked
+    assert row[half.name]["eval_tokens"] == 200_000
     assert r["group"] == "a: b" and r["identity"] == done.name[-8:] and r["tied"] is True
     assert r["n_params"] == 12 * 16**2 + 16 * 512 and math.isclose(r["epochs"], 0.02048)
     assert row[dead.name]["loss"] == 3.7 and math.isnan(row[dead.name]["best_loss"])

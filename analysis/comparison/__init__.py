@@ -99,7 +99,7 @@ def smooth_curves(history: pd.DataFrame, key: str = "train/loss", x: str = "toke
     return pd.concat(parts, ignore_index=True) if parts else rows.assign(smooth=[])
 
 
-@dataclass
+@dataclass(repr=False)
 class Comparison:
     """table: a row per setting, best first (within each group of `within`): setting (in words), the
     settings that vary, mean, n_seeds, sd (its own seeds'), se (pooled noise / sqrt n), difference
@@ -111,6 +111,12 @@ class Comparison:
     noise: Noise
     effects: Effects | None
     notes: list[str]
+
+    def __repr__(self) -> str:
+        best = self.table.iloc[0]
+        return (f"Comparison of {len(self.table)} settings, {self.table['n_seeds'].sum():.0f} runs "
+                f"by {self.column}, best {best['mean']:.4f}: {best['setting']} (summary() tells "
+                "all)")
 
     def summary(self) -> str:
         t, unit = self.table, UNITS.get(self.column, "")

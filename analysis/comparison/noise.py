@@ -16,7 +16,7 @@ SETTINGS = ("n_layer", "n_head", "n_embd", "tokens", "lr", "muon_lr", "batch_tok
             "warmup_tokens", "weight_decay", "dropout", "schedule", "optimizer", "preset",
             "parametrization", "norm", "position", "activation", "qk_norm", "bias", "tied",
             "zero_init", "block_size", "tokenizer", "vocab_size", "corpus",
-            "eval_mode", "unique_tokens", "head_size", "d_ff", "n_params")
+            "eval_mode", "eval_tokens", "unique_tokens", "head_size", "d_ff", "n_params")
 SHAPE = ("n_params", "head_size", "d_ff", "vocab_size")     # follow from other settings
 NOT_SETTINGS = ("track.", "device.", "sample.")             # sections that change no loss
 UNITS = {"loss": "nats/token", "bits_per_byte": "bits/byte"}
@@ -29,7 +29,7 @@ def prepared(runs: pd.DataFrame, column: str = "loss",
 
     Raises UserError as table.usable does."""
     same = tuple(c for c in SAME if c != "tokenizer" or column != "bits_per_byte")
-    kept, notes = usable(runs, (column,), allow_mixed, same)
+    kept, notes = usable(runs, (column,), allow_mixed, same, decayed=False)
     if kept["run"].duplicated().any():
         order = kept.sort_values("tokens", kind="stable") if "tokens" in kept else kept
         kept = kept.loc[sorted(order.groupby("run", dropna=False).tail(1).index)]

@@ -21,10 +21,12 @@ def plot_dynamics(source: pd.DataFrame, run: str | None = None, ax=None) -> Figu
     beside it, the relative size of updates and the spread of attention by layer, and the loss by
     position at some times of the training.
 
-    source: of load_runs or load_history; run: which of them, where several were measured; ax: four
-    axes, if given. The noise scale is a ratio of means over windows of steps with a 95 % interval
-    (analysis.dynamics.noise_scale), the other curves are smoothed. Raises UserError as it does."""
-    rows = dynamics_of(source, run)
+    source: of load_runs or load_history; run: which of them, where several were measured (default:
+    that with most tokens); ax: four axes, if given. The noise scale is a ratio of means over
+    windows of steps with a 95 % interval (analysis.dynamics.noise_scale), the other curves are
+    smoothed. Raises UserError as it does."""
+    rows = dynamics_of(source, run, longest=True)
+    n_run = len(rows.attrs["measured"])
     fig, axes = canvas(ax, 2, 2, height=6.4)
     draw_noise_scale(axes[0], rows)
     draw_layers(axes[1], rows, "update_ratio", {"embedding": ":", "head": "--"})
@@ -38,7 +40,8 @@ def plot_dynamics(source: pd.DataFrame, run: str | None = None, ax=None) -> Figu
     for ax_ in axes[:3]:
         ax_.set_xlim(padded(rows["tokens"][rows["tokens"] > 0], 0.03))
         log_axis(ax_, "x", "tokens")
-    caption(fig, plain(rows["run"][0]), f"n = {len(rows):,} measured steps",
+    which = f" (of {n_run} that were measured: run= says which)" if n_run > 1 else ""
+    caption(fig, plain(rows["run"][0]) + which, f"n = {len(rows):,} measured steps",
             "noise scale: mean tr Σ / mean |G|² of neighbouring steps, 95 % interval",
             "attention: 1 = uniform over all that is visible", ax=None if ax is None else axes[0])
     return fig

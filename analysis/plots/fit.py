@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from analysis.plots.base import BLACK, BLUE, GREY, PALE, RED, WIDTH, Picture, Scale, \
-    canvas, caption, clustered, dots, law_caption, log_axis, plain, styled
+    canvas, caption, clustered, dots, interval, law_caption, log_axis, plain, styled
 from slm.errors import UserError
 
 MOST_DRAWS = 1500
@@ -117,7 +117,7 @@ def bootstrap_pairs(law, fig: Figure | None = None) -> Figure:
     p, own = len(names), fig is None
     fig = fig or Picture(figsize=(WIDTH, 0.9 + 1.42 * p), layout="constrained")
     axes = np.atleast_2d(fig.subplots(p, p, sharex="col", squeeze=False))
-    limits = {k: np.percentile(v, [0.5, 99.5]) for k, v in draws.items()}
+    limits = {k: reach(law, k, v) for k, v in draws.items()}
     for i, row in enumerate(names):
         for j, column in enumerate(names):
             ax = axes[i, j]
@@ -145,8 +145,8 @@ def bootstrap_pairs(law, fig: Figure | None = None) -> Figure:
                 ax.set_xlabel(symbol(law, column))
             if j == 0 and i > 0:
                 ax.set_ylabel(symbol(law, row))
-    words = [f"{symbol(law, k)} = {number(law, k, law.fit.params[k])} [" + ", ".join(
-        number(law, k, v) for v in law.intervals[k]) + "]" for k in names]
+    words = [f"{symbol(law, k)} = {float(shown_as(law, k, law.fit.params[k])):.3f} "
+             + interval(*(float(shown_as(law, k, v)) for v in law.intervals[k])) for k in names]
     corner = axes[0, min(2, p - 1)]
     corner.text(0.0, 1.0, "\n".join(words), fontsize=9.5, va="top", linespacing=1.6,
                 transform=corner.transAxes).set_in_layout(False)
@@ -155,6 +155,16 @@ def bootstrap_pairs(law, fig: Figure | None = None) -> Figure:
     caption(fig, f"{len(law.resamples.theta):,} resamples over runs, by {law.resamples.method}",
             f"red: the fit; shaded: {law.level:.0%} interval", *law_caption(law))
     return fig
+
+
+def reach(law, name: str, draws: np.ndarray) -> np.ndarray:
+    """(low, high) of a parameter's axis: nearly all draws, the estimate and its interval."""
+    value, *ends = (float(shown_as(law, name, v))
+                    for v in (law.fit.params[name], *law.intervals[name]))
+    ends = [v for v in (value, *ends, *np.percentile(draws, [0.5, 99.5])) if np.isfinite(v)]
+    low, high = min(ends), max(ends)
+    room = 0.04 * (high - low)                       # the estimate's line stands clear of the edge
+    return np.array([min(low, value - room), max(high, value + room)])
 
 
 def diagonal(ax: Axes, law, name: str, draws: np.ndarray, limits: np.ndarray) -> None:
@@ -174,10 +184,6 @@ def logged(law, name: str) -> bool:
 def shown_as(law, name: str, value):
     with np.errstate(all="ignore"):
         return np.log10(value) if logged(law, name) else np.asarray(value, float)
-
-
-def number(law, name: str, value: float) -> str:
-    return f"{float(shown_as(law, name, value)):.3f}"
 
 
 def symbol(law, name: str) -> str:

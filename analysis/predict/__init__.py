@@ -20,17 +20,17 @@ from typing import Any
 import pandas as pd
 
 from analysis.predict.record import append, outcomes, read_predictions
-from analysis.table import SAME
+from analysis.table import SAME, SET, listed
 from slm.errors import UserError
 
 __all__ = ["Forecast", "outcomes", "predict_spec", "read_predictions"]
 
 FILE = "predictions.jsonl"
-DATA = (*SAME, "val_sha256")                                # losses compare only where they agree
+DATA = (*SAME, *SET)                                # losses compare only where they agree
 AXES = {"n_params": "N", "tokens": "D", "flops": "C"}
 
 
-@dataclass
+@dataclass(repr=False)
 class Forecast:
     """A prediction. value, low, high: nats/token, low..high holds a new run with probability
     `level`; outside: column -> planned value over the largest fitted (> 1) or over the smallest
@@ -65,6 +65,10 @@ class Forecast:
             "form": law.form.name, "law": law.params, "n_runs": int(runs["run"].nunique()),
             "fitted": sorted(set(fitted)), "spec": spec,
             "made": datetime.now(timezone.utc).isoformat(timespec="seconds")})
+
+    def __repr__(self) -> str:
+        return (f"Forecast of {self.name}: {self.value:.4f} [{self.low:.4f}, {self.high:.4f}] "
+                f"nats/token, {self.level:.0%} interval (print tells all)")
 
     def __str__(self) -> str:
         planned = ", ".join(f"{label} {getattr(self, c):.3g}" for c, label in AXES.items())
@@ -119,38 +123,38 @@ def predict_spec(runs: pd.DataFrame, spec_path: str | Path, overrides: Any = Non
                     outcome=outcome, outside=outside(law, planned), notes=notes)
 
 
-def data_of(spec: Any, meta: dict | None) -> dict[str, str | None]:
+def data_of(spec: Any, meta: dict | None) -> dict[str, str | float | None]:
     """What of a planned run's data must agree with that of the runs; None: not known yet."""
     known: dict[str, Any] = {"eval_mode": spec.data.eval_mode}
     if meta:
         return known | {"corpus": meta["corpus"], "tokenizer": meta["tokenizer"],
-                        "val_sha256": meta["val"]["sha256"]}
+                        "val_sha256": meta["val"]["sha256"],
+                        "eval_tokens": float(min(spec.data.eval_tokens, meta["val"]["tokens"]))}
     from slm.corpora import open_corpus
     kind, _, rest = spec.data.tokenizer.partition(":")
     name = f"{kind}:{Path(rest).name}" if rest else kind           # sentencepiece's is a path
-    return known | {"corpus": open_corpus(spec.data).name, "tokenizer": name, "val_sha256": None}
+    return known | {"corpus": open_corpus(spec.data).name, "tokenizer": name, **dict.fromkeys(SET)}
 
 
-def check_data(runs: pd.DataFrame, data: dict[str, str | None], allow_mixed: bool) -> list[str]:
+def check_data(runs: pd.DataFrame, data: dict[str, str | float | None],
+               allow_mixed: bool) -> list[str]:
     """Raises UserError where the runs' losses are of other data than the planned run's; with
     allow_mixed, and where it can't be told, a note."""
     notes = []
-    for column in DATA:
-        kinds = set(runs[column].dropna()) if column in runs else set()
-        if not kinds:
+    for column in [c for c in DATA if c in runs]:
+        kinds = runs[column].dropna()
+        if kinds.empty:
             continue
         if data[column] is None:
             notes.append("the spec's data are not prepared yet: not checked that its validation "
                          "text is that of the runs (python -m slm.prepare)")
-        elif kinds != {data[column]}:
-            digits = 12 if column == "val_sha256" else None
-            there = ", ".join(sorted(str(k)[:digits] for k in kinds))
-            line = (f"{column}: {data[column][:digits]} in the spec, {there} in the runs: losses "
-                    "per token are not comparable")
+        elif set(kinds) != {data[column]}:
+            line = (f"{column}: {listed(pd.Series([data[column]]))} in the spec, {listed(kinds)} "
+                    "in the runs: losses per token are not comparable")
             if not allow_mixed:
                 raise UserError(line + "; choose runs with --where, or say --allow-mixed")
             notes.append(f"warning: {line}")
-    return notes
+    return list(dict.fromkeys(notes))
 
 
 def shared(runs: pd.DataFrame, column: str) -> float | None:
@@ -269,8 +273,6 @@ def run(options: argparse.Namespace, rest: list[str]) -> tuple[Forecast, Path]:
     if files:
         raise UserError(f"{files[0]}: what is this? the planned run's keys are given as "
                         "--section.key=value")
-    if not 0 < options.level < 1:
-        raise UserError(f"--level={options.level:g}: should lie between 0 and 1, as 0.95")
     if options.bootstrap < 20:
         raise UserError(f"--bootstrap={options.bootstrap}: should be 20 or more")
     runs = load_runs(*options.runs, cache=options.cache)

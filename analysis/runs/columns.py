@@ -45,7 +45,9 @@ FACTS = {
     "batch_tokens": ("batch.tokens", "train.batch_tokens"),
     "weight_decay": ("optim.weight_decay", "optim.weight_decay"),
     "corpus": ("data.corpus", "data.corpus"), "tokenizer": ("data.tokenizer", "data.tokenizer"),
-    "eval_mode": ("data.eval_mode", "data.eval_mode"), "val_sha256": ("data.val.sha256", None),
+    "eval_mode": ("data.eval_mode", "data.eval_mode"),
+    "eval_tokens": ("data.eval_tokens", "data.eval_tokens"),
+    "val_sha256": ("data.val.sha256", None),
     "seed": ("seeds.train", "train.seed"), "data_seed": ("seeds.data", "data.seed"),
     "params_total": ("params.total", None),
     "params_non_embedding": ("params.non_embedding", None),
@@ -62,7 +64,7 @@ COLUMNS = tuple("""
     n_layer n_head n_embd head_size d_ff block_size vocab_size tied preset parametrization dropout
     norm position activation qk_norm bias zero_init
     optimizer lr muon_lr schedule warmup_tokens batch_tokens weight_decay
-    corpus tokenizer eval_mode val_sha256 seed data_seed
+    corpus tokenizer eval_mode eval_tokens val_sha256 seed data_seed
     params_total params_non_embedding params_blocks
     identity group hardware precision git_sha slm_version torch_version where""".split())
 WORDS = {*OWN, "tied", "preset", "norm", "position", "activation", "qk_norm", "bias", "zero_init",
@@ -136,6 +138,9 @@ def row_of(found: Found) -> dict[str, Any]:
     for column, (place, key) in FACTS.items():
         row[column] = get(spec, key) if spec and key else get(found.facts, place)
     row = {c: word(v) if c in WORDS else number(v) for c, v in row.items()}
+    # no more can be counted than there are
+    row["eval_tokens"] = min(row["eval_tokens"], number(get(found.facts, "data.val.tokens")),
+                             key=lambda v: (math.isnan(v), v))
     row["epochs"] = row["tokens"] / row["unique_tokens"] if row["unique_tokens"] else math.nan
     if row["status"] == "crashed" and not row["reason"]:
         row["reason"] = "its process is gone" + (

@@ -12,8 +12,9 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from analysis.scaling.checks import check_enough, fit_warnings, misfit, table_warnings
-from analysis.scaling.fit import DELTA, POLISHED, Fit, fit_point
+from analysis.scaling.checks import check_enough, check_options, fit_warnings, misfit, \
+    table_warnings
+from analysis.scaling.fit import DELTA, POLISHED, Fit, fit_point, floor_limit
 from analysis.scaling.forms import Columns, Form, get_form, make_design
 from analysis.scaling.holdout import held_out
 from analysis.scaling.resample import METHODS, Resamples, resample
@@ -40,7 +41,7 @@ class Prediction:
         return "\n".join(lines) + f" ({self.level:.0%} of new runs)"
 
 
-@dataclass
+@dataclass(repr=False)
 class Law:
     """A fitted law. params: natural parameters by name; intervals: name -> (low, high) at
     `level`; objective: sum of Huber terms; runs: the rows fitted; notes and warnings: one line
@@ -52,6 +53,10 @@ class Law:
     level: float
     notes: list[str]
     warnings: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        from analysis.scaling.describe import brief
+        return brief(self)
 
     @property
     def params(self) -> dict[str, float]:
@@ -69,7 +74,9 @@ class Law:
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """Of every fitted parameter at `level`; scales and extras by their logarithms."""
+        """Of every fitted parameter at `level`; scales and extras by their logarithms. None reaches
+        into what can't be: an exponent's ends at 0, and a floor's has no lower end (-inf) where it
+        would lie beyond the limit of the search."""
         out, draws = {}, self.resamples.params
         for name, value in self.fit.params.items():
             logged = name != "E" and name not in self.form.exponents
@@ -77,8 +84,17 @@ class Law:
                 x, xs = (np.log(value), np.log(draws[name])) if logged else (value, draws[name])
                 low, high = self.resamples.interval(x, xs, self.level)
                 low, high = (np.exp(low), np.exp(high)) if logged else (low, high)
+            if name in self.form.exponents:
+                low = min(max(low, 0.0), value)
+            elif name == "E" and low <= floor_limit(self.fit.log_loss):
+                low = -np.inf
             out[name] = (float(low), float(high))
         return out
+
+    @property
+    def at_limit(self) -> bool:
+        """Whether the fitted floor is where its search ends: the runs do not determine it."""
+        return bool(self.fit.at_limit(self.fit.theta[None])[0])
 
     @cached_property
     def condition(self) -> float:
@@ -126,6 +142,8 @@ class Law:
 
         floor: of the new runs, where floors are known and differ (default: the fit's own). Raises
         UserError for a missing or non-positive argument."""
+        level = self.level if level is None else level
+        check_options(level, floor=floor)
         given = {"n_params": n_params, "tokens": tokens, "flops": flops,
                  "unique_tokens": unique_tokens}
         if flops is None and n_params is not None and tokens is not None:
@@ -138,7 +156,7 @@ class Law:
                 raise UserError("the runs' floors differ: say floor= of the run to predict")
             size = len(next(iter(columns.values())))
             new_floor = np.full(size, self.floor[0] if floor is None else floor)
-        return predict(self.resamples, columns, new_floor, level or self.level, one)
+        return predict(self.resamples, columns, new_floor, level, one)
 
     def summary(self) -> str:
         """The law in words: parameters with intervals, how it was fitted, what to distrust."""
@@ -212,6 +230,7 @@ def fit_law(runs: pd.DataFrame, form: str = "chinchilla", *, floor: float | str 
     Raises UserError for a table that can't be fitted: empty, no losses, too few runs or values of
     N or D, mixed corpora or tokenizers."""
     shape = get_form(form)
+    check_options(level, bootstrap, floor, delta, polish)
     if resampling not in METHODS:
         raise UserError(f"resampling={resampling!r}: there are {', '.join(METHODS)}")
     if floor is not None and not shape.floor:
@@ -229,6 +248,8 @@ def fit_law(runs: pd.DataFrame, form: str = "chinchilla", *, floor: float | str 
     fit = fit_point(make_design(shape, columns, floors), log_loss, delta, polish)
     groups = pd.factorize(kept["run"])[0]
     resamples, why = resample(fit, groups, bootstrap, resampling, seed)
+    if resamples.method != "runs" and resamples.percentiles:
+        why += f"; percentiles, since {resamples.percentiles}"
     notes = list(runs.attrs.get("notes", [])) + notes + [
         f"intervals from {bootstrap:,} resamples over runs, by {resamples.method}: {why}"]
     law = Law(shape, fit, kept, resamples, level, notes)

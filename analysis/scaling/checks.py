@@ -11,6 +11,22 @@ EPOCHS = 4            # up to here repeated data are nearly new (Muennighoff et 
 SPARE_RUNS = 2        # runs beyond the number of parameters, or nothing says how large noise is
 
 
+def check_options(level: float, bootstrap: int = 2000, floor: float | str | None = None,
+                  delta: float = 1e-3, polish: int | None = None) -> None:
+    """Raises UserError for an option of fit_law that makes no sense."""
+    faults = {
+        f"level={level}: should lie between 0 and 1, as 0.95": not 0 < level < 1,
+        f"bootstrap={bootstrap}: should be 2 or more resamples; 2000 is usual": bootstrap < 2,
+        f"delta={delta}: should be above 0 (np.inf for least squares)": not delta > 0,
+        f"polish={polish}: should be 1 or more starts (None: all)":
+            polish is not None and polish < 1,
+        f"floor={floor}: a known floor is a number of nats per token, 0 or more":
+            isinstance(floor, (int, float)) and not 0 <= floor < np.inf}
+    for line, bad in faults.items():
+        if bad:
+            raise UserError(line)
+
+
 def check_enough(form: Form, runs: pd.DataFrame, known_floor: bool) -> None:
     """Raises UserError where the form can't be told from these runs, naming one that could."""
     n_runs, p = runs["run"].nunique(), len(form.params(known_floor))
@@ -124,6 +140,24 @@ def misfit(law) -> tuple[float, float] | None:
     return float(np.sqrt((means ** 2).sum() / (cells - p))), float(np.sqrt(pure))
 
 
+def floor_warnings(law) -> list[str]:
+    """A fitted floor that the runs do not determine, or that is none."""
+    if "E" not in law.fit.design.names:
+        return []
+    value = law.params["E"]
+    known = "floor" in law.runs and law.runs["floor"].notna().all()
+    remedy = ("each run here carries its known floor: fit_law(runs, floor=\"floor\"), --floor=floor"
+              if known else "say a known floor (floor=) or fit a form without floor")
+    only = "the other intervals hold only for floors above it"
+    if law.at_limit:
+        return [f"the floor ended at the limit of its search, {value:.3g}: these runs do not "
+                f"determine it, and {only}; {remedy}"]
+    piled = [f"the floor ended at the limit of its search in {law.resamples.at_limit:.0%} of the "
+             f"resamples: these runs set it no lower end, and {only}; {remedy}"]
+    return piled if law.resamples.piled else [] if value > 0 else [
+        f"the floor came out at {value:.3g}, not above zero: these runs don't show one; {remedy}"]
+
+
 def fit_warnings(law) -> list[str]:
     """What the fit shows: bounds hit, parameters that the runs don't determine, a form that misses.
 
@@ -135,9 +169,7 @@ def fit_warnings(law) -> list[str]:
                      f"them by {seeds:.1%}: over this range they follow another law, and "
                      "intervals hold only for what the form says; leave out the smallest budgets, "
                      "or compare forms")
-    if "E" in law.fit.design.names and law.params["E"] <= 0:
-        lines.append(f"the floor came out at {law.params['E']:.3g}, not above zero: these runs "
-                     "don't show one; say a known floor (floor=) or fit a form without floor")
+    lines += floor_warnings(law)
     for name in form.exponents:
         if not 0.005 < law.params[name] < 2.5:
             lines.append(f"{name} = {law.params[name]:.3g} is outside any known law: its term is "
@@ -154,8 +186,9 @@ def fit_warnings(law) -> list[str]:
     for name in form.exponents if law.cross_check else ():
         low, high = law.intervals[name]
         room = high - low + 1e-3 * abs(law.params[name])
-        if not low - room < law.cross_check[name] < high + room:
-            lines.append(f"variable projection finds {name} = {law.cross_check[name]:.3g}, far "
+        other = law.cross_check[name]
+        if other <= 0 < law.params[name] or not low - room < other < high + room:
+            lines.append(f"variable projection finds {name} = {other:.3g}, far "
                          f"from {law.params[name]:.3g} [{low:.3g}, {high:.3g}]: outliers, or a "
                          "law that these runs don't determine")
     if law.fit.share_at_optimum < 0.01:

@@ -18,6 +18,22 @@ def number(x: float) -> str:
     return f"{x:.4g}" if np.isfinite(x) else ("inf" if x > 0 else "-inf")
 
 
+def estimate(law: Law, name: str) -> tuple[str, str]:
+    """A parameter's value, and its interval or "known"."""
+    if name not in law.intervals:
+        return number(law.params[name]), "known"
+    low, high = law.intervals[name]
+    return number(law.params[name]), f"[{number(low)}, {number(high)}]"
+
+
+def brief(law: Law) -> str:
+    """A law in two lines, for repr()."""
+    told = ", ".join(" ".join((name, *estimate(law, name))) for name in law.params)
+    more = f"; {len(law.warnings)} warning{'s' * (len(law.warnings) > 1)}" if law.warnings else ""
+    return (f"Law {law.form.equation} of {law.runs['run'].nunique()} runs, {law.level:.0%} "
+            f"intervals{more} (summary() tells all)\n  {told}")
+
+
 def summary(law: Law) -> str:
     """The page that Law.summary() prints."""
     runs, fit = law.runs, law.fit
@@ -25,16 +41,16 @@ def summary(law: Law) -> str:
         ("N", "n_params"), ("D", "tokens"), ("C", "flops"), ("loss", "loss")) if c in runs)
     lines = [f"{law.form.equation}    ({law.form.source})",
              f"{runs['run'].nunique()} runs, {len(runs)} rows: {ranges}", ""]
-    for name, value in law.params.items():
-        known = name not in law.intervals
-        low, high = (value, value) if known else law.intervals[name]
-        bracket = "known" if known else f"[{number(low)}, {number(high)}]"
-        lines.append(f"  {name:<6} {number(value):>10}   {bracket}")
+    for name in law.params:
+        value, bracket = estimate(law, name)
+        limit = "   AT THE LIMIT OF ITS SEARCH" if name == "E" and law.at_limit else ""
+        lines.append(f"  {name:<6} {value:>10}   {bracket}{limit}")
     huber = f"Huber(delta = {fit.delta:g})" if np.isfinite(fit.delta) else "least squares"
     lines += ["", f"objective {law.objective:.6g}: sum of {huber} on log loss; {fit.n_starts:,} "
               f"starts, {fit.n_polished:,} followed, {fit.share_at_optimum:.0%} of them to the "
               "optimum",
-              f"noise of a run: {law.resamples.noise.scale:.2%} of its loss (mean)"]
+              f"scatter about the law: {law.resamples.noise.scale:.2%} of the loss (mean residual: "
+              "luck of the runs and misfit of the form together)"]
     lines += law.notes
     if law.cross_check:
         lines.append("variable projection finds " + ", ".join(

@@ -21,13 +21,15 @@ SOLVED = 16         # and of those whose floor and scales were solved for
 
 
 def huber_objective(design: Design, log_loss: np.ndarray, weights: np.ndarray | None = None,
-                    delta: float = DELTA) -> BatchedFunction:
+                    delta: float = DELTA, limit: float | None = None) -> BatchedFunction:
     """The objective of many problems at once.
 
     log_loss: (n,), or (B, n) with each problem's own; weights: (B, n) multiplicities of rows, or
-    None; delta: of Huber, np.inf for least squares. A floor below minus half the least loss is
-    pushed back: runs without curvature would send it to minus infinity."""
-    n, least = log_loss.shape[-1], float(np.exp(log_loss.min()))
+    None; delta: of Huber, np.inf for least squares. A floor below `limit` (default: floor_limit
+    of the losses) is pushed back: runs without curvature would send it to minus infinity."""
+    n = log_loss.shape[-1]
+    limit = floor_limit(log_loss) if limit is None else limit
+    least = -2 * limit
 
     def fun(theta: np.ndarray, rows: np.ndarray):
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -38,12 +40,17 @@ def huber_objective(design: Design, log_loss: np.ndarray, weights: np.ndarray | 
             if weights is not None:
                 rho, psi = rho * weights[rows], psi * weights[rows]
             f, g = rho.sum(1), pull(-psi / loss)
-        if design.free_floor and (theta[:, 0] < -least / 2).any():
+        if design.free_floor and (theta[:, 0] < limit).any():
             beyond = np.maximum(-theta[:, 0] / least - 0.5, 0)
             f = f + 1e-3 * n * beyond ** 2
             g[:, 0] -= 2e-3 * n * beyond / least
         return f, g
     return fun
+
+
+def floor_limit(log_loss: np.ndarray) -> float:
+    """Where the search for a floor ends, in nats/token: minus half the least loss."""
+    return -float(np.exp(log_loss.min())) / 2
 
 
 def starts(design: Design, log_loss: np.ndarray) -> np.ndarray:
@@ -86,6 +93,11 @@ class Fit:
         """log L - log L_model, (n,)."""
         return self.log_loss - np.log(self.design.value(self.theta[None])[0][0])
 
+    def at_limit(self, theta: np.ndarray) -> np.ndarray:
+        """Which of theta (b, p) have their floor at the limit of the search, (b,) bool."""
+        return theta[:, 0] < floor_limit(self.log_loss) if self.design.free_floor else \
+            np.zeros(len(theta), bool)
+
     def jacobian(self, step: float = 1e-5) -> np.ndarray:
         """Derivatives of log L_model by theta, (n, p), by central differences."""
         p = len(self.theta)
@@ -122,7 +134,7 @@ def refit(fit: Fit, log_loss: np.ndarray | None = None, weights: np.ndarray | No
     nothing in accuracy). Returns theta (B, p) with objectives."""
     n_problem = len(weights if log_loss is None else log_loss)
     fun = huber_objective(fit.design, fit.log_loss if log_loss is None else log_loss, weights,
-                          fit.delta)
+                          fit.delta, floor_limit(fit.log_loss))
     own = huber_objective(fit.design, fit.log_loss, delta=fit.delta)
     return bfgs_in_blocks(fun, np.tile(fit.theta, (n_problem, 1)), block=500, tol=tol,
                           h0=inverse_hessian(own, fit.theta))

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.comparison.noise import cells, setting_columns
+from analysis.scaling.checks import check_options
 from analysis.table import usable
 from slm.errors import UserError
 from slm.lr_law import LrLaw
@@ -54,7 +55,7 @@ class Cell:
         return np.where((at >= self.x.min()) & (at <= self.x.max()), at, np.nan) + self.centre
 
 
-@dataclass
+@dataclass(repr=False)
 class LrFit:
     """A fitted law. intervals: of n, d and `lr` (in the middle of the cells) at `level`; middle:
     N, D and lr there; over: which of N and D were fitted; notes: what was done and left out."""
@@ -65,6 +66,11 @@ class LrFit:
     level: float
     over: str
     notes: list[str]
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{k} [{a:.3g}, {b:.3g}]" for k, (a, b) in self.intervals.items())
+        return (f"LrFit {self.law} of {len(self.used)} cells (N, D), {self.level:.0%} intervals: "
+                f"{told} (summary() tells all)")
 
     @property
     def used(self) -> list[Cell]:
@@ -114,6 +120,7 @@ def fit_lr_law(runs: pd.DataFrame, *, over: str = "ND", n_params: str = "n_param
     Where runs of one cell differ in more than rate and seed (batch, decay), those that share the
     settings of its best run are taken. Raises UserError: no usable run, mixed data, optimisers or
     parametrizations, too few cells with a minimum inside, N and D that can't be told apart."""
+    check_options(level, bootstrap)
     if over not in ("ND", "N", "D"):
         raise UserError(f"over={over!r}: should be ND, N or D")
     if n_params not in COUNTS:

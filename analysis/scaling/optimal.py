@@ -87,7 +87,7 @@ class Approach:
     points: int                      # crossings or budgets behind the line
 
 
-@dataclass
+@dataclass(repr=False)
 class Frontier:
     """Compute-optimal sizes. table: a row per approach; isoflop: a row per budget; warnings."""
     law: Law
@@ -98,6 +98,14 @@ class Frontier:
     isoflop: pd.DataFrame
     warnings: list[str]
     notes: list[str]
+
+    def __repr__(self) -> str:
+        way = self.approaches["3"]
+        low, high = self.interval(way, way.exponents, way.draws, way.exponents)
+        told = ", ".join(f"{x}* ~ C^{e:.3f} [{a:.3f}, {b:.3f}]"
+                         for x, e, a, b in zip("ND", way.exponents, low, high))
+        return (f"Frontier {told}: approach 3 of {', '.join(sorted(self.approaches))} (summary() "
+                "tells all)")
 
     def interval(self, approach: Approach, value, draws, truth):
         """Interval of a quantity of one approach; approach 3 is the world's own estimator."""
