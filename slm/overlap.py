@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from slm.screen import several
+
 N = 13
 MOST_NGRAMS = 2**20
 CHUNK_TOKENS = 2**20
@@ -69,7 +71,7 @@ def describe(overlap: dict | None) -> str:
         if n else f"the validation text has no {overlap['ngram_tokens']}-grams;"
     sample = f" (a sample of {overlap['sample']:.1%})" if overlap["sample"] < 1 else ""
     return (f"{grams}{sample} and {overlap['val_documents_in_train']:,} of its "
-            f"{overlap['val_documents']:,} documents are in the training text too")
+            f"{several(overlap['val_documents'], 'document')} are in the training text too")
 
 
 class Seen:

@@ -26,6 +26,7 @@ from slm import overlap, screen
 from slm.corpora import Corpus, Split, open_corpus
 from slm.errors import UserError
 from slm.schema import Data
+from slm.screen import several
 from slm.tokenise import FORMAT, SPLITS, write_folder
 from slm.tokenizer import Tokenizer, get_tokenizer, identity, load_tokenizer
 
@@ -197,9 +198,9 @@ def _make(folder: Path, corpus: Corpus, data: Data, say: Callable[[str], None]) 
         say(note)
     say(f"data: {overlap.describe(meta['overlap'])}")
     train, val = meta["train"], meta["val"]
-    say(f"data: {corpus.name} in {tokenizer.name}: {train['documents']:,} documents, "
+    say(f"data: {corpus.name} in {tokenizer.name}: {several(train['documents'], 'document')}, "
         f"{train['tokens']:,} tokens ({train['bytes'] / train['tokens']:.2f} bytes each); held out "
-        f"{val['documents']:,} documents, {val['tokens']:,} tokens; "
+        f"{several(val['documents'], 'document')}, {val['tokens']:,} tokens; "
         f"{time.monotonic() - start:.1f} s ({folder})")
 
 

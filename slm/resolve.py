@@ -7,6 +7,7 @@ from typing import Any, Callable
 
 from slm.errors import UserError
 from slm.lr_law import NAMED, read_law
+from slm.screen import several
 from slm.shape import PRESETS, GPTConfig, default_d_ff, padded_vocab, round_up
 
 HORIZONS = ("train.steps", "train.tokens", "train.epochs", "train.flops", "train.tokens_per_param")
@@ -127,7 +128,7 @@ def resolve_training(v: dict[str, Any], faults, where) -> None:
     if micro and (batch // block) % micro:
         faults.impossible.append(
             f"{where('train.micro_batch', 'train.batch_tokens')}: train.micro_batch = {micro} does "
-            f"not divide the batch of {batch // block} sequences")
+            f"not divide the batch of {several(batch // block, 'sequence')}")
     horizons = [k for k in HORIZONS if v[k] is not None]
     if not horizons:
         faults.add(where(), "train", "no horizon",

@@ -155,7 +155,7 @@ def final_summary(folder: Path) -> None:
         rows.append(("floor", f"{floor:.4f} nats per token, the entropy of the text; the model is "
                               f"{loss - floor:.4f} above it"))
     if s.get("tokens"):
-        rows.append(("tokens", f"{s['tokens']:,} in {s.get('steps_done', 0):,} steps"))
+        rows.append(("tokens", f"{s['tokens']:,} in {several(s.get('steps_done', 0), 'step')}"))
     if s.get("flops"):
         rows.append(("compute", f"{s['flops']:.3g} FLOPs"))
     if s.get("time_sec"):

@@ -16,6 +16,7 @@ import numpy as np
 from slm.corpora import EOT, Corpus, Split
 from slm.corpora.text import no_documents
 from slm.errors import UserError
+from slm.screen import several
 from slm.tokenizer import Tokenizer
 
 FORMAT = 1  # of the folder; raise it and nothing older is reused
@@ -156,8 +157,8 @@ def _check_lossless(tokenizer: Tokenizer, documents: list[str],
     changed = sum(tokenizer.decode(tokenizer.encode(text)) != text for text in documents)
     if changed:
         say(f"tokenizer: {tokenizer.name} does not give back the text of {changed} of "
-            f"{len(documents)} documents: it models another text, so compare its bits per byte "
-            "with care")
+            f"{several(len(documents), 'document')}: it models another text, so compare its bits "
+            "per byte with care")
 
 
 def _sum_surprisals(values: Iterable[float], keep: Path | None) -> float:

@@ -272,6 +272,7 @@ def test_one_long_document_is_cut_in_two(tmp_path, kind):
     (train,), (val,) = documents_of(p.train, p.tokenizer), documents_of(p.val, p.tokenizer)
     assert train + val == text and len(val) == round(0.1 * len(text))
     assert any("is one document: its last 10.0%" in line for line in said)
+    assert ": 1 document, " in said[-1] and "of its 1 document are" in said[-2]
     assert prepare(d).folder == p.folder
     for mode in ("windows", "stories"):
         v = validation(p, mode, block_size=32)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slm.record import Record
-from slm.screen import Progress, amount, duration, final_summary, say
+from slm.screen import Progress, amount, duration, final_summary, say, several
 
 ROOT = Path(__file__).parent.parent
 
@@ -118,4 +118,5 @@ def test_a_summary_of_a_run_that_recorded_nothing(tmp_path, capsys):
 def test_numbers_are_said_as_a_person_says_them():
     assert [amount(x) for x in (0.5, 999, 12_345, 4.3e6, 1.2e9, 3e12)] \
         == ["0.5", "999", "12.3k", "4.3M", "1.2B", "3T"]
+    assert [several(n, "step") for n in (0, 1, 1000)] == ["0 steps", "1 step", "1,000 steps"]
     assert [duration(s) for s in (12.34, 200, 3725)] == ["12.3 s", "3 min 20 s", "1 h 02 min"]
