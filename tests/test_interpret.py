@@ -186,6 +186,14 @@ def test_figures_show_what_was_read(monkeypatch):
     assert fig.axes[1].get_title("left") == "layer 0, head 29"
 
 
+def test_titles_of_maps_side_by_side_do_not_touch():
+    wide = SimpleNamespace(attention=np.zeros((2, 8, 4, 4)), tokens=list("abcd"))
+    fig = plots.attention_maps(wide)
+    fig.draw_without_rendering()
+    boxes = [ax._left_title.get_window_extent() for ax in fig.axes[:16]]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_passages_are_printed_as_they_are_on_the_colour_of_their_activation():
     table = neuron_tokens(writer(), TEXTS, 0, n=3)
     fig = plots.neuron_texts(table, [5, 2], most=2)

@@ -191,6 +191,40 @@ def test_conventions_are_a_staircase_with_our_own_marked():
     plots.to_svg(fig)
 
 
+def test_intervals_of_conventions_end_on_their_axes_or_say_that_they_go_on():
+    names = [f"c{i}" for i in range(6)]
+    rows = pd.DataFrame({"convention": names, "who": names, "a": 0.4, "alpha": 0.3, "beta": 0.25,
+                         "a_low": 0.2, "a_high": 0.6, "alpha_low": 0.2, "alpha_high": 0.4,
+                         "beta_low": -0.3, "beta_high": 0.8})
+    rows.loc[0, ["beta_low", "beta_high", "alpha_high"]] = -9.0, np.inf, 9.0
+    fig = plots.conventions(rows)
+    for ax, name in zip(fig.axes, ("a", "alpha", "beta")):
+        left, right = ax.get_xlim()
+        sound = rows[1:]
+        assert left < sound[f"{name}_low"].min() and right > sound[f"{name}_high"].max()
+    assert len(marked(fig, "beyond", 2)) == 2 and len(marked(fig, "beyond", 1)) == 1
+    assert len(marked(fig, "beyond")) == 0 and "cut where there is an arrow" in fig.caption_text
+    assert fig.axes[0].get_xticks().max() <= 0.7                 # none under the numbers
+
+
+def test_legends_lie_on_no_run(frontier):
+    for fig in (plots.optimum(frontier, at=1e17), plots.contours(frontier.law, frontier)):
+        fig.draw_without_rendering()
+        for ax in (ax for ax in fig.axes if ax.get_legend() is not None):
+            box = ax.get_legend().get_window_extent()
+            assert not any(box.contains(*ax.transData.transform(p)) for p in points(ax))
+            assert not box.overlaps(ax._left_title.get_window_extent())
+
+
+def test_an_interval_without_ends_is_called_so(frontier, monkeypatch):
+    table = frontier.table_at(1e17)
+    one = table["approach"] == "2"
+    table.loc[one, ["a_low", "a_high"]] = -np.inf, np.inf
+    monkeypatch.setattr(type(frontier), "table_at", lambda self, at: table)
+    said = texts(plots.optimum(frontier, at=1e17))
+    assert "interval not determined" in said and "∞" not in said
+
+
 def test_held_out_runs_stand_beside_their_prediction(law):
     n, d = np.array([3e7, 1e7]), np.array([3e9, 1e9])
     held = pd.DataFrame({"run": ["good", "bad"], "n_params": n, "tokens": d, "flops": 6 * n * d,
@@ -201,6 +235,13 @@ def test_held_out_runs_stand_beside_their_prediction(law):
     p = law.predict(n_params=n, tokens=d)
     for error in 100 * (held["loss"] / p.value - 1):
         assert f"{error:+.2f} %" in texts(fig)
+    caps = [line for line in fig.axes[0].get_lines() if line.get_marker() == "_"]
+    stars = [line for line in fig.axes[0].get_lines() if line.get_gid() == "held out"]
+    assert min(c.get_markersize() for c in caps) > max(s.get_markersize() for s in stars)
+    fig.draw_without_rendering()
+    bars = [bar.get_window_extent() for bar in fig.axes[1].patches]
+    labels = [t.get_window_extent() for t in fig.axes[1].texts]
+    assert len(labels) == len(bars) == 2 and not any(t.overlaps(b) for t in labels for b in bars)
     with pytest.raises(UserError, match="run r0 was fitted"):
         plots.extrapolation(law, law.runs.head(3))
 
