@@ -42,7 +42,8 @@ def plot_dynamics(source: pd.DataFrame, run: str | None = None, ax=None) -> Figu
         log_axis(ax_, "x", "tokens")
     which = f" (of {n_run} that were measured: run= says which)" if n_run > 1 else ""
     caption(fig, plain(rows["run"][0]) + which, f"n = {len(rows):,} measured steps",
-            "noise scale: mean tr Σ / mean |G|² of neighbouring steps, 95 % interval",
+            "noise scale: mean tr Σ / mean |G|² of neighbouring steps, 95 % interval, cut where "
+            "there is an arrow",
             "attention: 1 = uniform over all that is visible", ax=None if ax is None else axes[0])
     return fig
 
@@ -61,6 +62,10 @@ def draw_noise_scale(ax: Axes, rows: pd.DataFrame) -> None:
     top, bottom = max([*values, batch]) * 1.4, min([*known["value"], batch]) / 2.5
     ax.vlines(table["tokens"], table["low"].clip(lower=bottom), table["high"].clip(upper=top),
               color=BLUE, alpha=0.45, linewidth=2.2)
+    for r in table.itertuples():
+        for mark, end, out in (("v", bottom, r.low < bottom), ("^", top, r.high > top)):
+            if out:
+                ax.plot(r.tokens, end, mark, color=BLUE, markersize=5, clip_on=False, gid="beyond")
     ax.plot(known["tokens"], known["value"], "o-", color=BLUE, markersize=3.6, gid="noise scale")
     ax.axhline(batch, color=BLACK, linestyle=(0, (5, 3)), linewidth=1.1)
     ax.set_ylim(bottom, top)

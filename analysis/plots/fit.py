@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from analysis.plots.base import BLACK, BLUE, GREY, PALE, RED, WIDTH, Picture, Scale, \
-    canvas, caption, clustered, dots, interval, law_caption, log_axis, plain, styled
+    canvas, caption, clustered, dots, interval, law_caption, log_axis, padded, plain, styled
 from slm.errors import UserError
 
 MOST_DRAWS = 1500
@@ -202,20 +202,27 @@ def conventions(table: pd.DataFrame, ax=None) -> Figure:
     fig, axes = canvas(ax, 1, 3, height=1.6 + 0.34 * len(rows), sharey=True,
                        width_ratios=(2.1, 1, 1))
     y = np.arange(len(rows))
-    titles = {"a": "a in N* ~ C^a", "alpha": "α, of N", "beta": "β, of D"}
+    titles, beyond = {"a": "a in N* ~ C^a", "alpha": "α, of N", "beta": "β, of D"}, False
     for ax_, name in zip(axes, titles):
+        left, right = padded(finite_range(rows, name), 0.05, log=False)
         for k, r in rows.iterrows():
             own = r["convention"] == "matmul"
-            low, high = r[f"{name}_low"], r[f"{name}_high"]
-            ax_.plot([low, high], [k, k], color=BLACK if own else BLUE, linewidth=3 if own else 2,
+            colour = BLACK if own else BLUE
+            ends = np.clip([r[f"{name}_low"], r[f"{name}_high"]], left, right)
+            ax_.plot(ends, [k, k], color=colour, linewidth=3 if own else 2,
                      solid_capstyle="butt", alpha=1 if own else 0.75)
-            ax_.plot(r[name], k, "o", color=BLACK if own else BLUE, markersize=6, zorder=3,
+            ax_.plot(r[name], k, "o", color=colour, markersize=6, zorder=3,
                      markeredgecolor="white", gid=name)
+            for end, out, mark in zip((left, right), (r[f"{name}_low"] < left,
+                                                      r[f"{name}_high"] > right), "<>"):
+                if out:                                          # goes on beyond the axis
+                    ax_.plot(end, k, mark, color=colour, markersize=5, clip_on=False, gid="beyond")
+                    beyond = True
         ax_.set_title(titles[name])
         ax_.grid(axis="y", visible=False)
-        low, high = finite_range(rows, name)
-        ax_.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-        ax_.xaxis.set_major_locator(MaxNLocator(6 if name == "a" else 3))
+        ax_.set_xlim(left, right)
+        ticks = MaxNLocator(4 if name == "a" else 3).tick_values(left, right)
+        ax_.set_xticks(ticks[(ticks >= left) & (ticks <= right)])
         ax_.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}"))
     axes[0].axvline(0.5, color=GREY, linestyle=":", linewidth=1.2, zorder=0)
     labels = [textwrap.fill(plain(f"{r.convention}: " + r.who.replace(
@@ -225,23 +232,28 @@ def conventions(table: pd.DataFrame, ax=None) -> Figure:
         text.set_fontsize(8.3)
         text.set_fontweight("bold" if r.convention == "matmul" else "normal")
     low, high = axes[0].get_xlim()
-    axes[0].set_xlim(low, high + 0.62 * (high - low))
+    axes[0].set_xlim(low, high + 0.62 * (high - low))            # the numbers stand there
+    axes[0].spines["bottom"].set_bounds(low, high)
     for k, r in rows.iterrows():
         axes[0].text(min(r["a_high"], high) + 0.03 * (high - low), k, fontsize=8, va="center",
                      s=f"{r['a']:.2f} [{r['a_low']:.2f}, {r['a_high']:.2f}]", color=GREY)
     axes[0].invert_yaxis()
     n = rows.attrs.get("n_runs")
+    said = "bars: intervals" + (", cut where there is an arrow" if beyond else "")
     caption(fig, f"n = {n} runs" if n else "", f"the same runs counted in {len(rows)} ways",
-            "approach 3, L(N, D) fitted anew for each N", "bars: intervals", "dotted: a = 0.5",
+            "approach 3, L(N, D) fitted anew for each N", said, "dotted: a = 0.5",
             ax=None if ax is None else axes[0])
     return fig
 
 
 def finite_range(rows: pd.DataFrame, name: str) -> tuple[float, float]:
-    """Of the intervals' ends, unbounded ones and the wildest left out."""
+    """Of the intervals' ends, unbounded ones and the wildest left out: those more than three times
+    as far out as the median one."""
     value = rows[name].to_numpy(float)
-    ends = rows[[f"{name}_low", f"{name}_high"]].to_numpy(float).ravel()
-    room = 4 * max(np.ptp(value), 0.05)
+    ends = rows[[f"{name}_low", f"{name}_high"]].to_numpy(float)
+    widths = [w[np.isfinite(w)] for w in np.abs(ends - value[:, None]).T]
+    room = max([4 * np.ptp(value), 0.2, *(3 * np.median(w) for w in widths if len(w))])
+    ends = ends.ravel()
     ends = ends[np.isfinite(ends) & (ends > value.min() - room) & (ends < value.max() + room)]
     both = np.concatenate([value, ends])
     return float(both.min()), float(both.max())
