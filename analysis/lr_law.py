@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from slm.errors import UserError
+from slm.screen import command
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,4 +72,4 @@ def write(path: Path, values: dict) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command(main)

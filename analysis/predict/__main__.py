@@ -1,5 +1,4 @@
-import sys
-
 from analysis.predict import main
+from slm.screen import command
 
-sys.exit(main(sys.argv[1:]))
+command(main)

@@ -5,6 +5,7 @@ import sys
 
 from analysis.studies import STUDIES
 from slm.errors import UserError
+from slm.screen import command
 
 
 def function(study: str, name: str):
@@ -17,13 +18,13 @@ def function(study: str, name: str):
     return getattr(found, name)
 
 
-def main() -> int:
+def main(args: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis.studies", allow_abbrev=False,
                                      description="write the page of a study from its records")
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--train", action="store_true", help="train its runs first (what is done "
                         "already is not done again); the sweep files say how long it takes")
-    options = parser.parse_args()
+    options = parser.parse_args(args)
     try:
         if options.train:
             function(options.study, "train")()
@@ -36,4 +37,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

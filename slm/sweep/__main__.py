@@ -16,6 +16,7 @@ import argparse
 import sys
 
 from slm.errors import UserError
+from slm.screen import command
 
 
 def parser() -> argparse.ArgumentParser:
@@ -98,10 +99,7 @@ def main(argv: list[str]) -> int:
     except UserError as e:
         print(e, file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `... | head`
-        sys.stderr.close()
-        return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command(main)
