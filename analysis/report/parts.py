@@ -77,7 +77,7 @@ def state_of(runs: pd.DataFrame) -> Html:
 def best_run(study) -> Html:
     from analysis.table import usable
     y = study.compared_by
-    kept, _ = usable(study.runs, (y,), allow_mixed=y == "bits_per_byte")
+    kept, _ = usable(study.runs, (y,), allow_mixed=y == "bits_per_byte", decayed=False)
     best = kept.loc[kept[y].idxmin()]
     unit = "nats per token" if y == "loss" else "bits per byte"
     se = f" ± {best['loss_se']:.4f}" if y == "loss" and pd.notna(best.get("loss_se")) else ""
@@ -102,8 +102,8 @@ def law_line(study) -> Html:
         held = "inside" if low <= floors.iloc[0] <= high else "outside"
         beside = f"; the known entropy, {floors.iloc[0]:.4f}, lies {held} the interval of E"
     return join(["Law: ", tag("b", law.form.equation), f" with {', '.join(values)}; {law.level:.0%}"
-                 f" intervals, {law.runs['run'].nunique()} runs, noise of a run "
-                 f"{law.resamples.noise.scale:.2%}{beside}"])
+                 f" intervals, {law.runs['run'].nunique()} runs, scatter about the "
+                 f"law {law.resamples.noise.scale:.2%}{beside}"])
 
 
 def optimum_line(study) -> Html:
@@ -214,8 +214,8 @@ def law(study) -> Html:
     rows = []
     for name, value in found.params.items():
         low, high = found.intervals.get(name, (np.nan, np.nan))
-        rows.append([name, number(value), number(low), number(high),
-                     number(check.get(name, np.nan))])
+        rows.append([name, number(value), Cell("-∞", None, "n") if low == -np.inf else number(low),
+                     number(high), number(check.get(name, np.nan))])
     words = {"cross_validation": "Held out, 5-fold cross-validation",
              "largest": "Held out, the largest fifth predicted from the rest"}
     covered = []
