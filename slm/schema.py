@@ -96,8 +96,8 @@ class Data(Section):
         " hub: the dataset's name", only_if={"data.corpus": ["files", "tinystories", "hub"]})
     column: str = key("text", "the text column of .jsonl, .parquet and Hub datasets", only_if=TEXT)
     val_fraction: float = key(
-        0.05, "share of documents held out where the corpus has no validation part", gt=0, lt=1,
-        only_if=TEXT)
+        0.05, "share of documents held out where the corpus has no validation part; of one single"
+        " document, of its characters, at its end", gt=0, lt=1, only_if=TEXT)
     tokenizer: str = key("gpt2", "gpt2, another tiktoken name, bpe:<vocab_size> trained on the"
                          " corpus, or sentencepiece:<model file>")
     seed: int = key(0, "order of the training batches", ge=0, le=MAX_SEED)
