@@ -1,5 +1,5 @@
-"""Cost that grows as it should: time per step with batch and layers, memory as `--plan` says, the
-commands over many runs with the number of runs. One picture of the four."""
+"""Cost that grows as it should: time per step with batch and layers, memory of whole runs as
+`--plan` says, the commands over many runs with the number of runs. One picture of the four."""
 from __future__ import annotations
 
 import sys
@@ -11,19 +11,11 @@ import numpy as np
 from benchmarks import sweep
 from benchmarks.child import ROOT, Child
 from benchmarks.measure import Options, Reach, Row, Spread, interleave
+from benchmarks.planned import memory_mb
 from benchmarks.training import SEED_SHAPE
 
 OFF_A_LINE, OFF_THE_ESTIMATE = Reach(10, at_most=True), Reach(10, at_most=True)
 SEED = {**SEED_SHAPE, "vocab_size": 4096}
-MEMORY = {  # label: shape, batch, preset, optimizer
-    "seed, V=4,096": (SEED, 12, "gpt2", "adamw"),
-    "seed, V=50,304": ({**SEED, "vocab_size": 50304}, 12, "gpt2", "adamw"),
-    "seed, V=4,096, batch 48": (SEED, 48, "gpt2", "adamw"),
-    "16 layers": ({**SEED, "n_layer": 16}, 12, "gpt2", "adamw"),
-    "d512 T256": ({**SEED, "n_embd": 512, "block_size": 256}, 8, "gpt2", "adamw"),
-    "modern with Muon": ({**SEED, "n_layer": 8}, 24, "modern", "muon"),
-    "llama, V=16,384": ({**SEED, "vocab_size": 16384}, 12, "llama", "adamw"),
-    "small": ({**SEED, "n_embd": 64, "n_head": 4}, 4, "gpt2", "adamw")}
 
 
 def off_a_line(x: list[float], y: list[float]) -> float:
@@ -53,19 +45,6 @@ def step_ms(options: Options) -> dict[str, dict[int, list[float]]]:
     out: dict[str, dict[int, list[float]]] = {"batch": {}, "layers": {}}
     for (what, x), results in found.items():
         out[what][x] = [1000 * r["sec"] for r in results]
-    return out
-
-
-def memory_mb(options: Options) -> dict[str, tuple[float, float]]:
-    """Peak resident set of a process that trains, and what slm.cost.memory_bytes says: MB."""
-    out = {}
-    some = list(MEMORY.items())[-1 if options.quick else 0:]
-    for label, (shape, batch, preset, optimizer) in some:
-        with Child("benchmarks.training:OurStep", shape=shape, batch=batch, preset=preset,
-                   optimizer=optimizer) as child:
-            for _ in range(options.rounds(4)):
-                estimate = child()["estimate_bytes"]
-            out[label] = child.close()["peak_bytes"] / 1e6, estimate / 1e6
     return out
 
 

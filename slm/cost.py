@@ -177,9 +177,9 @@ def memory_bytes(config: GPTConfig, micro_batch: int, dtype: str = "fp32", optim
     loss_impl: as slm/loss.py. Returns parts, and `total` at the worst moment, evaluation included:
     the parts never all exist at once (logits are gone before the first gradient is whole).
     `runtime` is Python with torch.
-    On Linux within 5 % of the peak resident set, for eight shapes of all presets from 0.3 to 1.4 GB
-    (`python -m benchmarks growth`); a plain loss at a large vocabulary takes an eighth more,
-    device.malloc=false less.
+    On Linux within 5 % of the peak resident set of whole runs, for ten shapes of all presets from
+    0.3 to 1.2 GB (`python -m benchmarks growth`); a plain loss at a large vocabulary takes an
+    eighth more, device.malloc=false less.
     """
     counts, tokens = count_params(config), micro_batch * config.block_size
     d, v, width = config.n_embd, config.vocab_size, BYTES[dtype]

@@ -11,7 +11,10 @@ from slm.parametrization import depth_ratio, describe_groups, width_ratio
 from slm.resolve import gpt_config, sequences_per_pass
 from slm.rules import settings
 from slm.schema import Optim, Spec
+from slm.screen import several
 from slm.shape import GPTConfig
+
+MAX_TOKENS = 1e18
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ def make_plan(spec: Spec, n_vocab: int, epoch_tokens: int | None = None, world: 
         raise ImpossiblePoint(f"model.block_size = {config.block_size}: longer than the training "
                               f"data, which hold {epoch_tokens} tokens")
     tokens, asked = horizon_tokens(spec, params, flops["matmul"], epoch_tokens)
+    if not tokens < MAX_TOKENS:
+        raise UserError(f"{asked[:60]}: more than {MAX_TOKENS:.0e} tokens")
     now = settings(spec, params, tokens)
     batch_tokens = now.batch_size * config.block_size
     if now.batch_size % world:
@@ -127,7 +132,8 @@ def describe(spec: Spec, plan: Plan, gpu: str | None = None) -> str:
     if spec.optim.name == "muon":
         peak = f"muon, peak {plan.optim.muon_lr:g}, with {peak} for what is no hidden matrix"
     rows = [
-        ("model", f"{spec.model.preset}: {c.n_layer} layers, {c.n_head} heads, width {c.n_embd}, "
+        ("model", f"{spec.model.preset}: {several(c.n_layer, 'layer')}, "
+                  f"{several(c.n_head, 'head')}, width {c.n_embd}, "
                   f"block {c.block_size}, vocabulary {c.vocab_size}"),
         ("parameters", f"{p['total']:,} (blocks {p['blocks']:,}, embedding {p['wte']:,}"
                        f"{', shared with the head' if c.tied else ''}); in matmuls "
@@ -135,17 +141,19 @@ def describe(spec: Spec, plan: Plan, gpu: str | None = None) -> str:
         ("data", f"{spec.data.corpus}, tokenizer {spec.data.tokenizer}"
                  + (f", {plan.epoch_tokens:,} training tokens" if plan.epoch_tokens else
                     ", not prepared yet")),
-        ("horizon", f"{plan.steps:,} steps of {plan.tokens_per_step:,} tokens = "
+        ("horizon", f"{several(plan.steps, 'step')} of {plan.tokens_per_step:,} tokens = "
                     f"{plan.tokens:,} tokens"
                     + (f", {plan.epochs:.2f} epochs" if plan.epochs else "")
                     + f"; {plan.tokens / p['matmul']:.3g} tokens per matmul parameter"),
-        ("schedule", f"{peak}, {spec.optim.schedule}, warm-up {plan.warmup_steps} steps"),
+        ("schedule", f"{peak}, {spec.optim.schedule}, warm-up "
+                     f"{several(plan.warmup_steps, 'step')}"),
         ("compute", f"{plan.flops:.3e} FLOPs ({plan.flops_per_token['matmul'] / 1e6:.1f} MFLOP a "
                     "token, exact matmuls with head, forward and backward)"),
         ("memory", f"about {memory['total'] / 1e6:,.0f} MB on {gpu or 'the CPU'} (weights "
                    f"{memory['weights'] / 1e6:,.0f}, gradients "
                    f"{memory['gradients'] / 1e6:,.0f}, optimiser "
-                   f"{memory['optimizer'] / 1e6:,.0f}, a pass of {plan.micro_batch} sequences "
+                   f"{memory['optimizer'] / 1e6:,.0f}, a pass of "
+                   f"{several(plan.micro_batch, 'sequence')} "
                    f"{(memory['activations'] + memory['logits']) / 1e6:,.0f})"),
     ]
     if spec.model.init_from:

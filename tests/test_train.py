@@ -204,6 +204,7 @@ def test_wsd_and_horizons_in_flops_tokens_and_epochs(train):
     (["--device.memory_fraction=0.5"], "device.memory_fraction"),
     (["--model.block_size=4096", "--train.batch_tokens=4096", "--data.fables.stories=20"],
      "longer than the training data"),
+    (["--train.tokens=" + "9" * 400], "more than 1e+18 tokens"),
 ])
 def test_bad_input_gets_one_line_and_exit_code_2(train, capsys, overrides, says):
     if torch.cuda.is_available() and "cuda" in str(overrides):
