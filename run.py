@@ -87,7 +87,7 @@ def train(spec: Spec) -> int:
             send(folder, spec.track)
         return exit_code(done["status"])
     from slm.device import setup
-    from slm.plan import make_plan
+    from slm.plan import advice, make_plan
     from slm.prepare import prepare
     machine = setup(spec.device)
     for line in machine.reasons:
@@ -97,6 +97,8 @@ def train(spec: Spec) -> int:
                      machine.world)
     for name, how in plan.rules.items():
         say(f"{name} {how}")
+    for line in advice(plan):
+        say(line)
     with Record.open(folder, as_dict(spec), identity(spec), main=machine.is_main) as record:
         try:
             outcome = follow(spec, plan, prepared, machine, record)

@@ -164,6 +164,13 @@ def test_the_plan_names_both_rates_of_muon():
     assert "peak 0.04" in text and "peak 0.003" in text
 
 
+def test_zero_init_with_adamw_is_advised_against():
+    for changes, told in (({}, True), ({"optim.name": "muon"}, False),
+                          ({"model.zero_init": False}, False), ({"model.preset": "gpt2"}, False)):
+        spec = load_spec([], {"train.steps": 10, "model.preset": "modern", **changes})
+        assert ("zero_init=false" in describe(spec, make_plan(spec, 512))) == told, changes
+
+
 def test_the_plan_table_agrees_with_model_and_groups():
     config = GPTConfig(**{**BASE, "n_embd": 64}, parametrization="completep", base_width=32,
                        base_depth=1, input_mult=2.0)
