@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -81,10 +82,16 @@ def is_tidy(name: str) -> bool:
     """Raises UserError for a name that is no column of the tidy table."""
     from analysis.runs.columns import COLUMNS
     if name not in COLUMNS:
-        near = difflib.get_close_matches(name, COLUMNS, 1, 0.5)
-        raise UserError(f"{name}: the tidy table has no such column" + (
-            f"; did you mean {near[0]}?" if near else f"; it has {', '.join(COLUMNS)}"))
+        raise UserError(f"{name}: the tidy table has no such column"
+                        + meant([name], COLUMNS, f"; it has {', '.join(COLUMNS)}"))
     return True
+
+
+def meant(missing: Iterable[str], columns: Iterable[str], otherwise: str = "") -> str:
+    """'; did you mean n_layer?', for names that are no columns; otherwise: where none is near."""
+    names = [str(c) for c in columns]
+    near = [n for c in missing for n in difflib.get_close_matches(str(c), names, 1, 0.5)]
+    return f"; did you mean {', '.join(near)}?" if near else otherwise
 
 
 def read(source: str | Path | pd.DataFrame) -> pd.DataFrame:

@@ -9,13 +9,13 @@ op         := = == != < <= > >=          value := number | word | 'text' | "text
 """
 from __future__ import annotations
 
-import difflib
 import operator
 import re
 
 import numpy as np
 import pandas as pd
 
+from analysis.table import meant
 from slm.errors import UserError
 
 TOKEN = re.compile(r"""\s*(?:
@@ -120,9 +120,8 @@ class Condition:
         columns = [str(c) for c in self.runs.columns]
         if name in columns:
             return name
-        near = difflib.get_close_matches(name, columns, 1, 0.5)
-        raise UserError(f"--where {self.where!r}: no column {name}" + (
-            f"; did you mean {near[0]}?" if near else f"; there are {', '.join(columns)}"))
+        raise UserError(f"--where {self.where!r}: no column {name}"
+                        + meant([name], columns, f"; there are {', '.join(columns)}"))
 
     def compare(self, column: str, op: str, value: str) -> np.ndarray:
         cells = self.runs[column]

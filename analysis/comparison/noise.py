@@ -1,14 +1,13 @@
 """Which runs are the same but for their seed, and how far luck moves a loss."""
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from analysis.table import SAME, usable
+from analysis.table import SAME, meant, usable
 from slm.errors import UserError
 
 SEEDS = ("seed", "data_seed", "train.seed", "data.seed")
@@ -47,10 +46,8 @@ def check_columns(what: str, columns: Iterable[str], runs: pd.DataFrame) -> None
     """Raises UserError, with the nearest names, where some of `columns` are not in the table."""
     missing = [c for c in columns if c not in runs]
     if missing:
-        names = [str(c) for c in runs]
-        near = [n for c in missing for n in difflib.get_close_matches(str(c), names, 1, 0.5)]
-        raise UserError(f"{what}: no column {', '.join(map(str, missing))} in this table" +
-                        (f"; did you mean {', '.join(near)}?" if near else ""))
+        raise UserError(f"{what}: no column {', '.join(map(str, missing))} in this table"
+                        + meant(missing, runs))
 
 
 def setting_columns(runs: pd.DataFrame) -> list[str]:

@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, MaxNLocator, \
     NullFormatter, NullLocator
 
-from slm.screen import amount
+from slm.screen import amount, several
 
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
@@ -124,7 +124,7 @@ def count(runs: pd.DataFrame) -> str:
     rows = "" if n_run == len(runs) else f", {len(runs):,} rows"
     n_seed = len(runs[[c for c in ("seed", "data_seed") if c in runs]].drop_duplicates())
     seeds = f", {n_seed} seeds" if n_seed > 1 else ""
-    return f"n = {n_run:,} run{'s' * (n_run != 1)}{rows}{seeds}"
+    return f"n = {several(n_run, 'run')}{rows}{seeds}"
 
 
 def chosen(runs: pd.DataFrame, notes: Iterable[str] = ()) -> str:

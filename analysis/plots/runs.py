@@ -12,6 +12,7 @@ from analysis.plots.base import BLACK, FEW, GREY, LABELS, PALE, RED, Scale, canv
     padded, styled
 from analysis.table import usable
 from slm.errors import UserError
+from slm.screen import several
 
 LOST = ("diverged", "crashed", "failed", "preempted")
 MOST_POINTS = 500       # of a drawn curve
@@ -67,7 +68,7 @@ def loss_curves(history: pd.DataFrame, runs: pd.DataFrame, x: str = "tokens",
     if scale:
         scale.key(ax_, "", handles)
     ax_.set_title(f"Loss curves over {LABELS[x]}")
-    caption(fig, f"n = {len(names):,} run{'s' * (len(names) != 1)}" + (
+    caption(fig, f"n = {several(len(names), 'run')}" + (
         f", {len(ends)} of them not finished" if ends else ""), chosen(runs), ax=ax)
     return fig
 

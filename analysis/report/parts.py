@@ -10,7 +10,7 @@ from analysis.report.page import BREAK, Cell, Html, absent, bullets, figure, joi
     tag
 from analysis.plots.base import flops_text, interval, time_text
 from slm.errors import UserError
-from slm.screen import amount
+from slm.screen import amount, several
 
 ROWS = 2000             # of the table of runs
 TEXTS, PROMPTS, LONGEST = 4, 4, 1500
@@ -45,7 +45,7 @@ def summary(study) -> Html:
     lines = [state_of(study.runs), *attempt(best_run, study), *attempt(law_line, study),
              *attempt(optimum_line, study), *attempt(prediction_line, study)]
     warned = warnings_of(study)
-    block = tag("div", tag("p", f"{len(warned)} thing{'s' * (len(warned) != 1)} to know before "
+    block = tag("div", tag("p", f"{several(len(warned), 'thing')} to know before "
                            "trusting this"), bullets(warned), class_="warn") if warned else ""
     return join([bullets(lines, class_="key"), block])
 
@@ -59,7 +59,7 @@ def attempt(line, study) -> list[Html]:
 
 def state_of(runs: pd.DataFrame) -> Html:
     n = runs["run"].nunique()
-    parts = [tag("b", f"{n:,} run{'s' * (n != 1)}")]
+    parts = [tag("b", several(n, 'run'))]
     if len(runs) != n:
         parts.append(f"{len(runs):,} rows (checkpoints)")
     if "status" in runs:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from slm.screen import several
+
 if TYPE_CHECKING:
     from analysis.scaling import Law
 
@@ -29,7 +31,7 @@ def estimate(law: Law, name: str) -> tuple[str, str]:
 def brief(law: Law) -> str:
     """A law in two lines, for repr()."""
     told = ", ".join(" ".join((name, *estimate(law, name))) for name in law.params)
-    more = f"; {len(law.warnings)} warning{'s' * (len(law.warnings) > 1)}" if law.warnings else ""
+    more = f"; {several(len(law.warnings), 'warning')}" if law.warnings else ""
     return (f"Law {law.form.equation} of {law.runs['run'].nunique()} runs, {law.level:.0%} "
             f"intervals{more} (summary() tells all)\n  {told}")
 

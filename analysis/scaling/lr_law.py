@@ -21,6 +21,7 @@ from analysis.scaling.checks import check_options
 from analysis.table import usable
 from slm.errors import UserError
 from slm.lr_law import LrLaw
+from slm.screen import several
 
 COUNTS = {"n_params": "matmul", "params_blocks": "blocks", "params_total": "total",
           "params_non_embedding": "non_embedding"}     # column -> what slm/lr_law.py calls it
@@ -189,7 +190,7 @@ def read_cell(n: float, d: float, rows: pd.DataFrame) -> Cell:
     rates, at = np.log(mean.index.to_numpy(float)), int(mean.to_numpy().argmin())
     cell = Cell(n, d, len(rates))
     if len(rates) < 3:
-        cell.why = f"{len(rates)} learning rate{'s' * (len(rates) > 1)}, needs 3"
+        cell.why = f"{several(len(rates), 'learning rate')}, needs 3"
     elif at in (0, len(rates) - 1):
         cell.why = f"the best rate, {mean.index[at]:.3g}, is the " + (
             "lowest" if at == 0 else "highest") + " tried"
